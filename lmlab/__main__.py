@@ -1,0 +1,2 @@
+from lmlab.cli import main
+raise SystemExit(main())

@@ -1,0 +1,159 @@
+"""The run's clock: counts what is spent in every unit, says when to validate and when to stop."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lmlab.budget import BudgetConfig, Spent
+from lmlab.config import to_plain
+from lmlab.data.loader import Window
+from lmlab.errors import BudgetError
+
+
+class Budget(Callback):
+    """Ends the run when its budget is spent.
+
+    Training seconds are those between windows: reading data, forward, backward and step; not validation, samples or checkpoints.
+    The decision falls after a whole window, so a run overshoots by at most one optimiser step.
+
+    Args:
+        config: How much of what may be spent, and how often to validate on the way.
+    """
+
+    def __init__(self, config: BudgetConfig) -> None:
+        """Starts with nothing spent."""
+        self.config = config
+        self.spent = Spent()
+        self._flops = 0
+        self._mark: float | None = None
+        self._recent: deque[tuple[float, int, int]] = deque(maxlen=50)
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent, in [0, 1]."""
+        return self.config.progress(self.spent)
+
+    def progress_after(self, window: Window, world_size: int) -> float:
+        """Share of the budget that will be spent once a window is done; the schedule's clock, so that no step is taken at rate 0.
+
+        Args:
+            window: The window about to begin.
+            world_size: Ranks with a share like this one's.
+        """
+        spent = getattr(self.spent, self.config.unit)
+        if self.config.unit == "steps":
+            spent += 1
+        elif self.config.unit == "tokens":
+            spent += window.tokens * world_size
+        elif self.spent.steps:
+            spent *= 1 + 1 / self.spent.steps  # as much as a step took so far
+        return min(1.0, spent / self.config.limit)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Raw corpus tokens per second of training, over the latest windows, all ranks together."""
+        return self._rate(1)
+
+    @property
+    def flops_per_second(self) -> float:
+        """FLOPs per second of training, over the latest windows, all ranks together."""
+        return self._rate(2)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Whatever happens inside does not count as training time."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._mark is not None:
+                self._mark += time.perf_counter() - since
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes itself known to the objective and refuses Lightning's own limits."""
+        pl_module.meter = self
+        if stage == "fit" and trainer.max_steps != -1:
+            raise BudgetError(
+                f"trainer.max_steps = {trainer.max_steps} beside a budget",
+                where="trainer.max_steps",
+                why="two rules for one end; the schedule follows the budget",
+                remedy=f"set budget.steps: {trainer.max_steps} and leave trainer.max_steps out",
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock; a run that has spent its budget already stops at once."""
+        self._mark = time.perf_counter()
+        if self.config.is_exhausted(self.spent):
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Counts a micro-batch; after the last of a window, decides on validation and on the end."""
+        window: Window = batch["window"]
+        self._flops += pl_module.flops(batch)
+        if not window.is_last:
+            return
+        before = self.spent
+        tokens, supervised, flops = self._over_ranks(trainer, [window.tokens, window.supervised, self._flops])
+        now = time.perf_counter()
+        seconds = trainer.strategy.broadcast(now - self._mark) if trainer.world_size > 1 else now - (self._mark or now)
+        self._mark, self._flops = now, 0
+        self._recent.append((seconds, tokens, flops))
+        self.spent = self.spent + Spent(
+            steps=1,
+            examples=window.position - self.spent.examples,
+            tokens=tokens,
+            supervised_tokens=supervised,
+            flops=flops,
+            seconds=seconds,
+        )
+        # Lightning looks at this number after every batch: 1 means now, infinity means not now
+        trainer.val_check_batch = 1 if self.config.is_due(self.config.validations, before, self.spent) else float("inf")
+        trainer.should_stop = trainer.should_stop or self.config.is_exhausted(self.spent)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            pl_module.log_dict({"perf/tokens_per_second": self.tokens_per_second, "perf/flops_per_second": self.flops_per_second})
+            units = ("tokens", "supervised_tokens", "flops", "seconds")
+            pl_module.log_dict({f"budget/{unit}": float(getattr(self.spent, unit)) for unit in units})
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock for the time of the validation."""
+        self._paused_at = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the clock go on."""
+        if self._mark is not None:
+            self._mark += time.perf_counter() - self._paused_at
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was spent, for the checkpoint."""
+        return {"spent": self.spent.to_plain(), "budget": to_plain(self.config)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from what was spent."""
+        self.spent = Spent.from_plain(state_dict["spent"])
+
+    def _rate(self, column: int) -> float:
+        seconds = sum(row[0] for row in self._recent)
+        return sum(row[column] for row in self._recent) / seconds if seconds > 0 else 0.0
+
+    def _over_ranks(self, trainer: Trainer, values: list[int]) -> list[int]:
+        if trainer.world_size == 1:
+            return values
+        table = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
+        return [int(v) for v in trainer.strategy.reduce(table, reduce_op="sum").tolist()]  # type: ignore[union-attr]
+
+
+def peak_memory() -> int:
+    """Most memory this process has held so far, in bytes: on the device where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

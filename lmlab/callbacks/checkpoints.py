@@ -1,0 +1,121 @@
+"""When checkpoints are written, and which are kept."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from lmlab.budget import Spent
+from lmlab.checkpoint.files import sweep
+
+_STEP = re.compile(r"step=(\d+)\.ckpt$")
+
+
+def steps_in(folder: Path) -> list[Path]:
+    """The step checkpoints of a folder, newest first.
+
+    Args:
+        folder: A run's `checkpoints`.
+    """
+    found = [(int(match.group(1)), path) for path in folder.glob("step=*.ckpt") if (match := _STEP.search(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+class Checkpoints(Checkpoint):
+    """Writes `step=N.ckpt` at even marks of the budget and at its end; `best.ckpt` is the one with the lowest `val/loss`.
+
+    Always between two optimiser steps, and after the validation of the step if there is one, so that a resumed run repeats
+    nothing and misses nothing.
+
+    Args:
+        folder: Where to write; None writes to the run's `checkpoints`.
+        times: Checkpoints over the whole budget.
+        every_steps: Write every so many optimiser steps as well.
+        keep: How many step checkpoints to keep; the best is kept besides. None keeps all.
+        monitor: Metric that decides which is best; lower is better.
+    """
+
+    def __init__(
+        self, folder: str | Path, times: int = 10, every_steps: int | None = None, keep: int | None = 2, monitor: str = "val/loss"
+    ) -> None:
+        """Nothing is written yet."""
+        self.folder, self.times, self.every_steps, self.keep, self.monitor = Path(folder), times, every_steps, keep, monitor
+        self.best_score = math.inf
+        self._before = Spent()
+        self._due = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Removes what a killed run left half-written."""
+        if stage == "fit" and trainer.is_global_zero and self.folder.is_dir():
+            sweep(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes where the run begins."""
+        self._before = pl_module.meter.spent
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Saves if a mark was passed; if a validation comes first, waits for it."""
+        if not batch["window"].is_last:
+            return
+        meter = pl_module.meter
+        self._due = meter.config.is_due(self.times, self._before, meter.spent) or trainer.should_stop
+        self._due = self._due or bool(self.every_steps and trainer.global_step % self.every_steps == 0)
+        self._before = meter.spent
+        validates = trainer.enable_validation and (trainer.val_check_batch == 1 or trainer.should_stop)
+        if self._due and not validates:
+            self.save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what is due, and the best so far."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        score = trainer.callback_metrics.get(self.monitor)
+        is_best = score is not None and float(score) < self.best_score
+        if is_best:
+            self.best_score = float(score)
+        if self._due or is_best:
+            self.save(trainer, pl_module, is_best=is_best)
+
+    def save(self, trainer: Trainer, pl_module: LightningModule, is_best: bool = False) -> None:
+        """Writes a checkpoint and drops those no longer kept; its time does not count as training.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The objective.
+            is_best: Whether it becomes `best.ckpt` as well.
+        """
+        self._due = False
+        target = self.folder / f"step={trainer.global_step:07d}.ckpt"
+        with pl_module.meter.paused() if pl_module.meter else nullcontext():
+            trainer.save_checkpoint(target)
+            if trainer.is_global_zero:
+                if is_best:
+                    _link(target, self.folder / "best.ckpt")
+                for old in steps_in(self.folder)[self.keep :] if self.keep else ():
+                    old.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the best score."""
+        self.best_score = state_dict["best_score"]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Gives a file a second name, atomically and without a second copy where the file system can."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        temporary.write_bytes(source.read_bytes())
+    temporary.replace(target)

@@ -1,0 +1,59 @@
+"""Lets the model write a few texts at several stages of the training, so that a person can see it learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lmlab.budget import Spent
+from lmlab.data.batch import Example
+from lmlab.run.directory import RunDirectory
+from lmlab.run.samples import append_samples
+
+
+class Samples(Callback):
+    """Writes `samples.jsonl`: what the model makes of the same few validation texts, from the untrained model to the end.
+
+    Args:
+        run: The run's folder.
+        num_texts: How many texts.
+        times: Stages over the budget, besides the untrained model.
+    """
+
+    def __init__(self, run: RunDirectory, num_texts: int = 3, times: int = 5) -> None:
+        """Chooses no texts yet."""
+        self.run, self.num_texts, self.times = run, num_texts, times
+        self._before = Spent()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the untrained model; a resumed run only notes where it stands."""
+        self._before = pl_module.meter.spent
+        if not self._before.steps:
+            self.write(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes if a stage was passed since the last validation."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        meter = pl_module.meter
+        if meter.config.is_due(self.times, self._before, meter.spent):
+            self._before = meter.spent
+            self.write(trainer, pl_module)
+
+    def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Asks the objective for its samples; rank 0 alone, outside the training clock."""
+        if not trainer.is_global_zero:
+            return
+        with pl_module.meter.paused():
+            was_training = pl_module.training
+            pl_module.eval()
+            samples = pl_module.samples(self._texts(trainer), pl_module.meter.spent.steps)
+            pl_module.train(was_training)
+            append_samples(self.run.samples_path, samples)
+
+    def _texts(self, trainer: Trainer) -> Sequence[Example]:
+        view = trainer.datamodule.view("val")
+        indices = [i * len(view) // self.num_texts for i in range(min(self.num_texts, len(view)))]
+        return [view[index]._replace(position=index) for index in indices]

@@ -1,0 +1,7 @@
+"""Checkpoints: one file, written atomically, verified on load, never unpickled."""
+
+from lmlab.checkpoint.files import newest_whole, read_checkpoint, verify, write_checkpoint
+from lmlab.checkpoint.plugin import AtomicCheckpointIO
+from lmlab.checkpoint.rebuild import objective_from
+
+__all__ = ["AtomicCheckpointIO", "newest_whole", "objective_from", "read_checkpoint", "verify", "write_checkpoint"]

@@ -1,0 +1,42 @@
+"""From a checkpoint to a trained objective, with no other knowledge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmlab.config import rebuild
+from lmlab.errors import CheckpointError
+from lmlab.objectives.base import FORMAT, Objective
+
+
+def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] = ()) -> Objective:
+    """Makes the objective that a checkpoint describes and gives it the trained weights.
+
+    Args:
+        content: What `read_checkpoint` returned.
+        path: Where it came from, for messages.
+        allow: Further top-level packages that a class path may name.
+
+    Returns:
+        The objective in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: If lmlab did not write it, a newer lmlab did, or weights and configs do not fit.
+    """
+    mine = content.get("lmlab")
+    if not isinstance(mine, dict) or "objective" not in mine:
+        raise CheckpointError(f"{path.name} was not written by lmlab", where=str(path), why="it holds no description of an objective")
+    if mine["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path.name} was written by a newer lmlab", where=str(path), why=f"its format is {mine['format']}, this lmlab reads up to {FORMAT}",
+            remedy="update lmlab",
+        )  # fmt: skip
+    objective = rebuild(mine["objective"], allowed=("lmlab", *allow))
+    objective.configure_model()
+    try:
+        averages = content.get("lmlab_average", {}).get("averages", {})  # if weights were averaged, the averages were what was validated
+        objective.load_state_dict({**content["state_dict"], **averages}, strict=objective.strict_loading)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {path.name} do not fit its own configs", where=str(path), why=str(error)) from error
+    return objective.eval()

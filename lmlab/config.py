@@ -1,0 +1,168 @@
+"""Configs are values: frozen dataclasses that check themselves and have one JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from lmlab.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def require(condition: bool, config: object, field: str, rule: str, remedy: str) -> None:
+    """Refuses a config whose field breaks a rule; for use in `__post_init__`.
+
+    Args:
+        condition: True when the value is fine.
+        config: The config being checked.
+        field: Name of the field at fault.
+        rule: The rule in words.
+        remedy: What to set instead.
+
+    Raises:
+        ConfigError: If `condition` is false.
+    """
+    if not condition:
+        name = type(config).__name__
+        raise ConfigError(f"{name}.{field} = {getattr(config, field)!r} is not possible", where=f"{name}.{field}", why=rule, remedy=remedy)
+
+
+def to_plain(value: Any) -> Any:
+    """Turns configs, containers and scalars into JSON values.
+
+    Args:
+        value: A config dataclass, a mapping, a sequence, an object with `to_plain()`, or a scalar.
+
+    Returns:
+        The same content as dicts, lists, strings, numbers, booleans and None.
+
+    Raises:
+        ConfigError: If something inside has no JSON form.
+    """
+    if hasattr(value, "to_plain"):
+        return value.to_plain()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ConfigError(f"{value!r} has no JSON form", why="configs hold plain values only", remedy="pass a string, a number or a config")
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
+    """Rebuilds a config dataclass from its JSON form, nested configs included.
+
+    Args:
+        cls: The dataclass.
+        data: What `to_plain` made of an instance.
+
+    Raises:
+        ConfigError: On a key the dataclass does not have.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            raise ConfigError(f"{cls.__name__} has no setting '{key}'", where=f"{cls.__name__}.{key}", remedy=nearest(key, fields))
+    return cls(**{key: restore(hints[key], value) for key, value in data.items()})
+
+
+def restore(annotation: Any, value: Any) -> Any:
+    """Turns a JSON value back into what a parameter's annotation asks for.
+
+    Args:
+        annotation: A resolved type hint; dataclasses, classes with `from_plain`, tuples and unions of them are understood.
+        value: The JSON value.
+    """
+    candidates = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and isinstance(value, Mapping):
+            if hasattr(candidate, "from_plain"):
+                return candidate.from_plain(value)  # type: ignore[attr-defined]
+            if dataclasses.is_dataclass(candidate):
+                return from_dict(candidate, value)
+        origin = typing.get_origin(candidate)
+        if origin is tuple and isinstance(value, list):
+            inner = typing.get_args(candidate)
+            return tuple(restore(inner[0] if inner[-1] is Ellipsis else inner[i], v) for i, v in enumerate(value))
+        if origin is dict and isinstance(value, Mapping):
+            return {k: restore(typing.get_args(candidate)[1], v) for k, v in value.items()}
+    return value
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def fingerprint(value: Any) -> str:
+    """A short name for a value: the first 16 hex digits of the SHA-256 of its canonical JSON."""
+    text = json.dumps(to_plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Recorded:
+    """Mixin: an object that remembers the call that made it, so that a file can make it again.
+
+    The class path and the arguments are captured at construction and never read from `type(self)` later:
+    sharding changes the class of a module after it was built.
+    """
+
+    _recipe: tuple[str, dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Notes class path and arguments, defaults included."""
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = {k: v for k, v in bound.arguments.items() if k != "self"}
+        object.__setattr__(self, "_recipe", (f"{cls.__module__}.{cls.__qualname__}", arguments))
+        return self
+
+    def recipe(self) -> dict[str, Any]:
+        """The JSON form: `{"class_path": ..., "init_args": ...}`, as LightningCLI writes it."""
+        class_path, arguments = self._recipe
+        return {"class_path": class_path, "init_args": to_plain(arguments)}
+
+
+def rebuild(recipe: Mapping[str, Any], allowed: tuple[str, ...] = ("lmlab",)) -> Any:
+    """Makes the object that a `recipe()` describes.
+
+    Args:
+        recipe: `{"class_path": ..., "init_args": ...}`.
+        allowed: Top-level packages a class path may name; nothing is imported before it is allowed.
+
+    Raises:
+        ConfigError: On a class path outside `allowed`, one that does not exist, or an unknown argument.
+    """
+    class_path = str(recipe["class_path"])
+    if class_path.split(".")[0] not in allowed:
+        raise ConfigError(
+            f"class path '{class_path}' is not allowed",
+            why=f"only these packages may be named: {', '.join(allowed)}",
+            remedy="pass the package in `allow` if you trust it",
+        )
+    module_name, _, class_name = class_path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"class path '{class_path}' does not exist", why=str(error), remedy="was it written by another version?") from error
+    if not (isinstance(cls, type) and issubclass(cls, Recorded)):
+        raise ConfigError(f"'{class_path}' is not something a recipe may build", why="it does not record its own arguments", remedy="name an objective")
+    hints = typing.get_type_hints(cls.__init__)
+    arguments = dict(recipe.get("init_args", {}))
+    known = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
+    for key in arguments:
+        if key not in known:
+            raise ConfigError(f"{cls.__name__} has no setting '{key}'", where=f"{class_path}.{key}", remedy=nearest(key, known))
+    return cls(**{k: restore(hints.get(k, Any), v) for k, v in arguments.items()})

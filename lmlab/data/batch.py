@@ -1,0 +1,93 @@
+"""What travels from the data to an objective: examples, feeds and batches.
+
+Shape legend of the whole project: B batch, T tokens, S source tokens, D hidden, H heads, K head size, F feed-forward,
+V vocabulary, L layers, N supervised positions of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+IGNORE_INDEX = -100
+"""Label of a position that carries no loss, as in torch and transformers."""
+
+Batch: TypeAlias = dict[str, Any]
+"""Tensors by name. Keys every collator writes:
+
+- `input_ids`: (B, T) int64.
+- `labels`: int64, `IGNORE_INDEX` where nothing is predicted.
+- `counts`: dict from part name to a (1,) int64 tensor, the number of terms in that part's sum.
+- `tokens`: (1,) int64, raw corpus tokens consumed: before corruption, without padding or special tokens, each once.
+
+Further keys, where they apply:
+- `attention_mask`: (B, T) bool, True where a token may be attended; absent when everything may.
+- `document_ids`: (B, T) int64, which document each token belongs to; absent when a row is one document.
+- `position_ids`: (B, T) int64, restarting with each document; absent when 0..T-1.
+- `decoder_*`: the same for a decoder beside an encoder.
+- `supervised`: (N,) int64, flat indices into B * T of the rows a head must see; absent when all of them.
+- `window`: written by the loader, see `lmlab.data.loader`.
+"""
+
+
+class Example(NamedTuple):
+    """One example of a view, before corruption.
+
+    Args:
+        position: n, how many examples came before it since the start of the run (or its index, in evaluation).
+        index: Which example of the view it is; the same in every epoch.
+        input_ids: (T,) int64 tokens, special tokens of the view included.
+        document_ids: (T,) int64 running number of the document each token belongs to.
+        num_raw_tokens: Corpus tokens in `input_ids`, without special tokens.
+        word_starts: (T,) bool, True where a token begins a word; None unless the view was asked for it.
+        extra: What only some views give, such as the label of a sentence pair.
+    """
+
+    position: int
+    index: int
+    input_ids: np.ndarray
+    document_ids: np.ndarray
+    num_raw_tokens: int
+    word_starts: np.ndarray | None = None
+    extra: dict[str, Any] | None = None
+
+
+class Collator(Protocol):
+    """Turns examples into a batch: a frozen, picklable dataclass, and a pure function of its arguments."""
+
+    def __call__(self, examples: Sequence[Example], seed: int) -> Batch:
+        """Corrupts and stacks.
+
+        Args:
+            examples: One micro-batch.
+            seed: Seed of the run; with `Example.position` and `Example.index` it decides all randomness.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """What an objective wants to be fed.
+
+    Args:
+        view: What one example is.
+        length: Tokens in one example of the view, special tokens included.
+        collate: For training.
+        eval_collate: For validation and test; its corruption does not change from epoch to epoch.
+        prefix: Special token ids put before each document.
+        suffix: Special token ids put after each document.
+        lookahead: Further tokens at the end of each block, so that the last position has a label (1 for a causal LM).
+        word_starts: Whether examples carry the beginnings of words.
+    """
+
+    view: Literal["blocks", "sentences", "sentence_pairs"]
+    length: int
+    collate: Collator
+    eval_collate: Collator
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    lookahead: int = 0
+    word_starts: Literal["none", "mark"] = "none"

@@ -1,0 +1,179 @@
+"""The LightningDataModule for corpora: text in, stamped micro-batches out, from any position."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lmlab.cache import default_cache_dir
+from lmlab.data.batch import Batch, Feed
+from lmlab.data.cleaning import CleaningConfig
+from lmlab.data.corpus import Corpus, open_corpus
+from lmlab.data.loader import BatchPlan, EvalCollator, OrderedView, WindowCollator, WindowLoader
+from lmlab.data.store import StoreConfig, TokenStore, build_store
+from lmlab.data.views import make_view
+from lmlab.errors import CheckpointError, ConfigError
+from lmlab.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class CorpusModule(LightningDataModule):
+    """Feeds an objective from a corpus.
+
+    The position in the text is part of the checkpoint, so a resumed run goes on with the very next example.
+
+    Args:
+        corpus: A built-in name (`austen`, `sanguo`), a path or glob (.txt, .jsonl, .parquet), `hf:NAME`, or a class path.
+        tokenizer: Linked from `tokenizer` on the command line.
+        feed: What the objective wants; linked from the objective on the command line.
+        global_batch_size: Examples per optimiser step, over all ranks.
+        micro_batch_size: Examples per forward pass on one rank; gradient accumulation follows from it. None: as many as fit the global batch.
+        seed: Decides order, corruption and dropout; linked from `seed_everything` on the command line.
+        num_workers: Processes that prepare batches ahead.
+        eval_examples: Examples of the validation split to use, evenly spread; None for all.
+    """
+
+    def __init__(
+        self,
+        corpus: str | dict[str, Any],
+        tokenizer: Tokenizer | None = None,
+        feed: Feed | None = None,
+        *,
+        global_batch_size: int = 32,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        eval_examples: int | None = 512,
+        cleaning: CleaningConfig = CleaningConfig(),
+        store: StoreConfig = StoreConfig(),
+        cache_dir: str | None = None,
+    ) -> None:
+        """Stores the settings; nothing is read before `prepare_data`."""
+        super().__init__()
+        self.corpus_spec, self.tokenizer, self.feed = corpus, tokenizer, feed
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.num_workers, self.eval_examples = num_workers, eval_examples
+        self.cleaning, self.store_config = cleaning, store
+        self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
+        self.seed = seed
+        self.windows_done = 0
+        self.stores: Mapping[str, TokenStore] = {}
+
+    @property
+    def corpus(self) -> Corpus:
+        """The corpus that `corpus` names."""
+        return open_corpus(self.corpus_spec)
+
+    def prepare_data(self) -> None:
+        """Tokenises the corpus into the store, once; later runs and other ranks find it there."""
+        self._build()
+
+    def setup(self, stage: str) -> None:
+        """Opens the stores and tells the trainer how many micro-batches make a step."""
+        self.stores = self._build()
+        trainer = self.trainer
+        if trainer is not None and stage == "fit":
+            if trainer.accumulate_grad_batches not in (1, self.plan.num_micro):
+                raise ConfigError(
+                    f"trainer.accumulate_grad_batches = {trainer.accumulate_grad_batches} is not yours to set",
+                    why="accumulation follows from the batch sizes, so that the loss is normalised over the whole window",
+                    remedy="set data.global_batch_size and data.micro_batch_size, and leave trainer.accumulate_grad_batches out",
+                )
+            trainer.accumulate_grad_batches = self.plan.num_micro
+
+    @property
+    def plan(self) -> BatchPlan:
+        """How the global batch is cut on this rank."""
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        micro = self.micro_batch_size or max(1, self.global_batch_size // world)
+        return BatchPlan(global_size=self.global_batch_size, micro_size=micro, rank=rank, world_size=world)
+
+    def train_dataloader(self) -> WindowLoader:
+        """Stamped micro-batches from the current position on, without end."""
+        feed, _ = self._fed()
+        view = OrderedView(self.view("train"), seed=self.seed)
+        return WindowLoader(view, WindowCollator(feed.collate, self.plan, self.seed), self.windows_done, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Validation batches, the same in every run with this corpus and feed."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test batches."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the test split."""
+        return self._eval_loader("test")
+
+    def view(self, split: str) -> Any:
+        """The examples of a split, before corruption.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        feed, tokenizer = self._fed()
+        if not self.stores:
+            self.stores = self._build()
+        return make_view(self.stores[split], feed, tokenizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position, and what must not change when a run goes on."""
+        return {"windows_done": self.windows_done, "global_batch_size": self.global_batch_size, "seed": self.seed, **self.fingerprints()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the position of a checkpoint.
+
+        Raises:
+            CheckpointError: If the text, the tokenizer, the seed or the global batch is another one.
+        """
+        if not self.stores:
+            self.stores = self._build()
+        for key, mine in {"global_batch_size": self.global_batch_size, "seed": self.seed, **self.fingerprints()}.items():
+            if state_dict[key] != mine:
+                raise CheckpointError(
+                    f"the checkpoint was made with {key} = {state_dict[key]!r}, this run has {mine!r}",
+                    where=f"data.{key}",
+                    why="order and corruption are functions of these, so the run could not go on where it stopped",
+                    remedy="restore the setting or the file, or start a new run from the weights alone",
+                )
+        self.windows_done = int(state_dict["windows_done"])
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Notes the position that will be reached once the window of this micro-batch is done."""
+        if self.trainer is not None and self.trainer.training and "window" in batch:
+            self.windows_done = batch["window"].position // self.global_batch_size
+        return batch
+
+    def fingerprints(self) -> dict[str, str]:
+        """Names of the text and the tokenizer, for run records and checkpoints."""
+        _, tokenizer = self._fed()
+        return {"data_fingerprint": next(iter(self.stores.values())).fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
+
+    def _build(self) -> Mapping[str, TokenStore]:
+        _, tokenizer = self._fed()
+        return build_store(self.corpus, tokenizer, config=self.store_config, cleaning=self.cleaning, cache_dir=self.cache_dir)
+
+    def _fed(self) -> tuple[Feed, Tokenizer]:
+        if self.feed is None or self.tokenizer is None:
+            raise ConfigError(
+                "the data module does not know what to feed",
+                where="CorpusModule.feed, CorpusModule.tokenizer",
+                why="the command line links both; in Python they are arguments",
+                remedy="CorpusModule(corpus, tokenizer, feed=objective.feed())",
+            )
+        return self.feed, self.tokenizer
+
+    def _eval_loader(self, split: str) -> DataLoader[Batch]:
+        feed, _ = self._fed()
+        plan = self.plan
+        view = OrderedView(self.view(split), seed=None, limit=self.eval_examples)
+        share = range(plan.rank, len(view) - len(view) % plan.world_size, plan.world_size)  # the same number of batches on every rank
+        batches = [list(share[i : i + plan.micro_size]) for i in range(0, len(share), plan.micro_size)]
+        return DataLoader(view, batch_sampler=batches, collate_fn=EvalCollator(feed.eval_collate))  # type: ignore[arg-type]

@@ -1,0 +1,184 @@
+"""Shards: stretches of a corpus that are cleaned and tokenised in one go, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmlab.cache import atomic_file
+from lmlab.config import from_dict, to_plain
+from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean
+from lmlab.data.corpus.base import Document
+from lmlab.data.store.encoding import Encoded, Encoder
+from lmlab.errors import DataError
+from lmlab.tokenizer import Tokenizer
+
+
+class RawShard(NamedTuple):
+    """A stretch of a corpus, as it was read.
+
+    Args:
+        number: Running number, from 0.
+        documents: Documents in their order.
+        num_characters: Sum over the documents.
+    """
+
+    number: int
+    documents: list[Document]
+    num_characters: int
+
+
+class Shard(NamedTuple):
+    """A tokenised stretch: D documents, T tokens, S sentences.
+
+    Args:
+        tokens: (T,) uint16 or uint32.
+        lengths: (D,) int64, tokens of each document, none of them 0.
+        num_bytes: (D,) int64, UTF-8 bytes of each document.
+        hashes: (D,) uint64, of each document's text.
+        repeats: (D,) int64, from `Document.repeat`.
+        sentences: (S,) int64, tokens at which sentences begin.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    num_bytes: np.ndarray
+    hashes: np.ndarray
+    repeats: np.ndarray
+    sentences: np.ndarray
+
+
+def cut_shards(documents: Iterable[Document], shard_characters: int) -> Iterator[RawShard]:
+    """Groups documents, in their order, into shards of about equal size.
+
+    Args:
+        documents: Documents of a corpus.
+        shard_characters: A shard ends with the document that reaches it.
+    """
+    group: list[Document] = []
+    number = size = 0
+    for document in documents:
+        group.append(document)
+        size += len(document.text) + 1  # empty documents need memory as well
+        if size >= shard_characters:
+            yield RawShard(number, group, size)
+            group, size, number = [], 0, number + 1
+    if group:
+        yield RawShard(number, group, size)
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Cleans and tokenises shards into files; picklable, so that it can work in another process.
+
+    Args:
+        folder: Where the files go.
+        tokenizer: The tokenizer.
+        cleaning: How to clean.
+    """
+
+    folder: Path
+    tokenizer: Tokenizer
+    cleaning: CleaningConfig
+
+    def write(self, raw: RawShard, encoder: Encoder) -> CleaningCounts:
+        """Makes one shard.
+
+        Args:
+            raw: The documents.
+            encoder: Of the same tokenizer; made once for each process.
+
+        Returns:
+            What the cleaning did.
+        """
+        counts = CleaningCounts()
+        documents = list(clean(raw.documents, self.cleaning, counts))
+        encoded = list(encoder.encode([document.text for document in documents]))
+        shard = _join(documents, encoded, self.tokenizer.vocab_size)
+        counts.num_empty += len(documents) - len(shard.lengths)
+        counts.num_kept -= len(documents) - len(shard.lengths)
+        counts.num_bytes = int(shard.num_bytes.sum())
+        note = json.dumps({"counts": to_plain(counts), "marks": _marks(raw)})
+        with atomic_file(shard_file(self.folder, raw.number)) as stream:
+            np.savez(stream, **shard._asdict(), note=np.frombuffer(note.encode(errors="surrogateescape"), np.uint8))  # type: ignore[arg-type]
+        return counts
+
+    def finished(self, raw: RawShard) -> CleaningCounts | None:
+        """What the cleaning did to a shard that an interrupted build has left behind; None if it has to be made.
+
+        Args:
+            raw: The documents.
+        """
+        file = shard_file(self.folder, raw.number)
+        if not file.exists():
+            return None
+        note = json.loads(read_shard(file, ["note"])["note"].tobytes().decode(errors="surrogateescape"))
+        # a corpus on another machine may have changed since, and shards may have been cut to another size
+        return from_dict(CleaningCounts, note["counts"]) if note["marks"] == _marks(raw) else None
+
+
+def shard_file(folder: Path, number: int) -> Path:
+    """Name of a shard's file."""
+    return folder / f"shard-{number:06d}.npz"
+
+
+def read_shard(file: Path, names: Sequence[str] = Shard._fields) -> dict[str, np.ndarray]:
+    """Arrays of a shard.
+
+    Args:
+        file: From `shard_file`.
+        names: Fields of `Shard` to read; the others cost nothing.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        remedy = f"delete the folder {file.parent} and start again"
+        raise DataError(f"{file.name} of an interrupted build is damaged", where=str(file), why=str(error), remedy=remedy) from error
+
+
+def text_hash(text: str) -> int:
+    """64-bit hash of a text. Among 10^8 documents, two different ones share it with probability 0.03 %."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest type that holds every id.
+
+    Args:
+        vocab_size: V.
+    """
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def _marks(raw: RawShard) -> list[Any]:
+    return [raw.documents[0].source, raw.documents[-1].source, len(raw.documents), raw.num_characters]
+
+
+def _join(documents: list[Document], encoded: list[Encoded], vocab_size: int) -> Shard:
+    pairs = [(document, code) for document, code in zip(documents, encoded, strict=True) if len(code.ids)]
+    lengths = np.array([len(code.ids) for _, code in pairs], np.int64)
+    begins = np.cumsum(lengths) - lengths
+    sentences = [code.sentences + begin for (_, code), begin in zip(pairs, begins, strict=True)]
+    ids = np.concatenate([code.ids for _, code in pairs]) if pairs else np.zeros(0, np.int32)
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        why = f"the tokenizer gave the id {ids.max()}, its vocabulary has {vocab_size} tokens"
+        raise DataError("a token is outside the vocabulary", where=documents[0].source, why=why, remedy="repair the tokenizer")
+    return Shard(
+        tokens=ids.astype(token_dtype(vocab_size)),
+        lengths=lengths,
+        num_bytes=np.array([code.num_bytes for _, code in pairs], np.int64),
+        hashes=np.array([text_hash(document.text) for document, _ in pairs], np.uint64),
+        repeats=np.array([document.repeat for document, _ in pairs], np.int64),
+        sentences=np.concatenate(sentences).astype(np.int64) if sentences else np.zeros(0, np.int64),
+    )

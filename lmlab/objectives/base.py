@@ -1,0 +1,255 @@
+"""The objective: feed, backbone, head and loss as one LightningModule. Techniques are its subclasses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lmlab.backbones.base import BackboneConfig
+from lmlab.config import Recorded
+from lmlab.data.batch import Batch, Example, Feed
+from lmlab.data.loader import Window
+from lmlab.errors import ConfigError
+from lmlab.optim import OptimizerConfig, ScheduleConfig, set_learning_rate
+from lmlab.run.samples import Sample
+from lmlab.tokenizer import Tokenizer
+
+FORMAT = 1
+"""Version of what an objective writes into a checkpoint."""
+
+
+class Part(NamedTuple):
+    """One term of a loss, not yet normalised.
+
+    Args:
+        sum: () float, summed over its terms in this micro-batch.
+        count: (1,) int64, how many terms.
+        weight: Its share in the total.
+    """
+
+    sum: Tensor
+    count: Tensor
+    weight: float = 1.0
+
+
+class Losses(NamedTuple):
+    """What an objective makes of a batch.
+
+    Args:
+        parts: Terms of the loss. The total is the sum over parts of weight * sum / *global* count of that part.
+        monitors: Ratios to report, such as accuracy; no gradient flows from them.
+    """
+
+    parts: dict[str, Part]
+    monitors: dict[str, Part]
+
+    def total(self, counts: dict[str, Tensor]) -> Tensor:
+        """The differentiated loss.
+
+        Args:
+            counts: Global number of terms of each part over the whole window.
+        """
+        terms = [part.weight * part.sum / counts[name].clamp(min=1) for name, part in self.parts.items()]
+        return torch.stack([t.squeeze() for t in terms]).sum()
+
+
+class Progress(Protocol):
+    """Who knows how much of the budget is spent; the budget callback."""
+
+    def progress_after(self, window: Window, world_size: int) -> float:
+        """Share of the budget that will be spent once a window is done, in [0, 1]."""
+        ...
+
+
+class Tally:
+    """Adds up sums and counts over micro-batches, so that a mean is taken once, over everything."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, losses: Losses) -> None:
+        """Takes in one micro-batch; keeps no graph and does not wait for the device."""
+        for name, part in (losses.parts | losses.monitors).items():
+            pair = torch.stack([part.sum.detach().double().squeeze(), part.count.double().squeeze()])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+        self._weights.update({name: part.weight for name, part in losses.parts.items()})
+
+    def means(self, reduce: Any) -> dict[str, float]:
+        """Mean of each part and monitor, and their weighted total under `loss`; empties the tally.
+
+        Args:
+            reduce: Sums a tensor over all ranks.
+        """
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        table = reduce(torch.stack([self._sums[n] for n in names])).tolist()
+        means = {name: total / count for name, (total, count) in zip(names, table, strict=True) if count}
+        loss = sum(weight * means.get(name, 0.0) for name, weight in self._weights.items())
+        self._sums = {}
+        return {"loss": loss, **{name: value for name, value in means.items() if len(self._weights) > 1 or name not in self._weights}}
+
+
+class Objective(Recorded, LightningModule, ABC):
+    """Base of every pretraining technique.
+
+    A leaf gives `feed()`, `build()` and `losses()`. The base owns the hooks, the accounting, the optimiser and what goes into
+    a checkpoint. `__init__` of a leaf stores configs and builds nothing; `configure_model()` builds.
+
+    Args:
+        tokenizer: Gives vocabulary size and special ids; on the command line it is linked from `tokenizer`.
+        backbone: Sizes and bricks of the network.
+        optimizer: How parameters move.
+        schedule: Learning rate over the budget.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, backbone: BackboneConfig, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> None:
+        """Stores the configs."""
+        super().__init__()
+        self.tokenizer, self.backbone_config = tokenizer, backbone
+        self.optimizer_config, self.schedule_config = optimizer, schedule
+        self.meter: Progress | None = None
+        self._plateau = schedule.plateau_state()
+        self._train_tally, self._eval_tally = Tally(), Tally()
+        self._window_counts: dict[str, Tensor] = {}
+
+    # what a leaf gives
+
+    @abstractmethod
+    def feed(self) -> Feed:
+        """What the data module is to feed."""
+
+    @abstractmethod
+    def build(self, backbone: nn.Module | None = None) -> None:
+        """Builds backbone and heads.
+
+        Args:
+            backbone: A built one to share, when another objective composes this one; None to build its own.
+        """
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> Losses:
+        """The loss of a micro-batch as sums and counts; pure: it neither logs nor keeps state.
+
+        Args:
+            batch: What the collator made.
+        """
+
+    @abstractmethod
+    def flops(self, batch: Batch) -> int:
+        """FLOPs of one forward and backward pass over a batch: matrix products and attention as computed, no recomputation.
+
+        Args:
+            batch: What the collator made; only shapes are read.
+        """
+
+    def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
+        """Texts by which a person sees what the model has learnt; none, unless an objective can write.
+
+        Args:
+            examples: A few of the validation view.
+            step: Optimiser steps behind the model.
+        """
+        return []
+
+    # what the base does with it
+
+    def configure_model(self) -> None:
+        """Builds the network, once; Lightning calls this in `fit`, `validate` and on load."""
+        if not any(True for _ in self.children()):
+            # the start of the run's own stream, so that weights do not depend on what drew from it before
+            torch.manual_seed(torch.initial_seed())
+            self.build()
+
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of a batch; sharding and `compile()` hook this call, so every hook goes through it."""
+        return self.losses(batch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Sets the learning rate, a pure function of the progress through the budget, before the first pass of a window."""
+        window: Window = batch["window"]
+        if window.is_first:
+            progress = self._meter.progress_after(window, self.trainer.world_size)
+            set_learning_rate(self._optimizer, self.schedule_config.factor(progress) * self._plateau.factor)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One pass of a window: dropout is seeded by position, the loss normalised by the window's global counts."""
+        window: Window = batch["window"]
+        torch.manual_seed(window.seed)
+        if window.is_first:
+            self._window_counts = {name: self._sum_over_ranks(count.clone()) for name, count in window.counts.items()}
+        losses = self({key: value for key, value in batch.items() if key != "window"})
+        self._train_tally.add(losses)
+        # undoes Lightning's division by the accumulation and the mean over ranks: the counts are global already
+        return losses.total(self._window_counts) * (window.size * self.trainer.world_size)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Logs the mean over the window after the optimiser's step."""
+        if batch["window"].is_last:
+            if self.trainer.global_step % self.trainer.log_every_n_steps and self.trainer.world_size > 1:
+                return  # spares an all-reduce; the next log covers these windows too
+            means = self._train_tally.means(self._sum_over_ranks)
+            # `step` is what loggers plot against: steps done, counted from 1
+            self.log("step", float(self.trainer.global_step))
+            self.log("train/learning_rate", self._optimizer.param_groups[0]["lr"])
+            self.log_dict({f"train/{name}": value for name, value in means.items()})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the validation means."""
+        self._eval_tally.add(self(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss`: a sum over a count, not a mean of batch means."""
+        self._log_eval("val")
+        if self.trainer.training or self.trainer.state.fn == "fit":
+            self._plateau.step(self.trainer.callback_metrics.get("val/loss"))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the test means."""
+        self._eval_tally.add(self(batch))
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/loss`."""
+        self._log_eval("test")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser, with its groups made by parameter name."""
+        return self.optimizer_config.build((n, p) for n, p in self.named_parameters() if p.requires_grad)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes down what `lmlab.load` needs to make this objective again."""
+        checkpoint["lmlab"] = {"format": FORMAT, "objective": self.recipe(), "plateau": self._plateau.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up the state of a plateau schedule."""
+        if "lmlab" in checkpoint:
+            self._plateau.load_state_dict(checkpoint["lmlab"]["plateau"])
+
+    def _log_eval(self, stage: str) -> None:
+        means = self._eval_tally.means(self._sum_over_ranks)
+        self.log("step", float(self.trainer.global_step))
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
+
+    def _sum_over_ranks(self, value: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum") if self.trainer.world_size > 1 else value  # type: ignore[return-value]
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.trainer.optimizers[0]
+
+    @property
+    def _meter(self) -> Progress:
+        if self.meter is None:
+            raise ConfigError(
+                "the run has no budget",
+                where="trainer.callbacks",
+                why="the learning rate is a function of the progress through the budget",
+                remedy="add lmlab.callbacks.Budget(BudgetConfig(steps=...)) to the trainer's callbacks",
+            )
+        return self.meter

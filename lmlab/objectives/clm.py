@@ -1,0 +1,168 @@
+"""Causal language modelling: predict each token from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmlab.backbones import BackboneConfig, Decoder
+from lmlab.data.batch import Batch, Example, Feed
+from lmlab.data.packing import document_keys, stack
+from lmlab.decoding import DecodingConfig, decode
+from lmlab.errors import ConfigError
+from lmlab.heads import LMHead
+from lmlab.nn.cache import KVCache
+from lmlab.objectives.base import Losses, Objective, Part
+from lmlab.optim import OptimizerConfig, ScheduleConfig
+from lmlab.run.samples import Piece, Sample
+from lmlab.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class CLMCollator:
+    """Labels are the block shifted by one; the block comes with one token of lookahead, so no position is without a label."""
+
+    def __call__(self, examples: Sequence[Example], seed: int) -> Batch:
+        """Stacks blocks of T + 1 tokens into inputs (B, T) and labels (B, T)."""
+        tokens = stack(examples, "input_ids")
+        labels = tokens[:, 1:].contiguous()
+        return {
+            "input_ids": tokens[:, :-1].contiguous(),
+            "labels": labels,
+            "counts": {"clm": torch.tensor([labels.numel()])},
+            "tokens": torch.tensor([sum(e.num_raw_tokens for e in examples)]),
+            **document_keys(np.stack([e.document_ids[:-1] for e in examples])),
+        }
+
+
+class CLM(Objective):
+    """Causal language modelling over packed blocks.
+
+    Documents begin with the BOS token, which is also what the last token of the document before must predict, so every token of
+    the text is predicted once.
+
+    Args:
+        tokenizer: Gives vocabulary and special ids.
+        backbone: Sizes and bricks of the decoder.
+        optimizer: How parameters move.
+        schedule: Learning rate over the budget.
+        length: Tokens in a block.
+
+    Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.1, equation 1.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        backbone: BackboneConfig = BackboneConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        schedule: ScheduleConfig = ScheduleConfig(),
+        length: int = 128,
+    ) -> None:
+        """Stores the configs."""
+        super().__init__(tokenizer, backbone, optimizer, schedule)
+        self.length = length
+
+    def feed(self) -> Feed:
+        """Packed blocks with one token of lookahead."""
+        collate = CLMCollator()
+        return Feed(view="blocks", length=self.length, lookahead=1, prefix=(self.tokenizer.bos_id,), collate=collate, eval_collate=collate)
+
+    def build(self, backbone: nn.Module | None = None) -> None:
+        """Builds a decoder and a language-modelling head, tied if the backbone says so."""
+        config, size = self.backbone_config, self.tokenizer.vocab_size
+        self.backbone = backbone or Decoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
+        self.head = LMHead(config, vocab_size=size, embedding=self.backbone.embedding)
+        self.register_buffer("token_bytes", torch.from_numpy(self.tokenizer.token_bytes()), persistent=False)
+
+    def losses(self, batch: Batch) -> Losses:
+        """Cross-entropy of every next token.
+
+        Returns:
+            Part `clm`, in nats; monitor `bits_per_byte` outside training.
+        """
+        logits = self.logits(batch).flatten(0, 1)
+        labels = batch["labels"].flatten()
+        nats = F.cross_entropy(logits, labels, reduction="sum")
+        part = Part(nats, batch["counts"]["clm"])
+        if self.training:
+            return Losses({"clm": part}, {})
+        num_bytes = self.token_bytes[labels].sum()
+        return Losses({"clm": part}, {"bits_per_byte": Part(nats.detach() / np.log(2), num_bytes)})
+
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, T, V) scores of the next token at each position."""
+        keys = ("attention_mask", "document_ids", "position_ids")
+        return self.head(self.backbone(batch["input_ids"], **{k: batch[k] for k in keys if k in batch}))
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], config: DecodingConfig = DecodingConfig()) -> list[str]:
+        """Continues texts; each new token costs one token's work, thanks to a cache of keys and values.
+
+        Args:
+            prompts: Beginnings; empty ones begin a document.
+            config: How tokens are chosen.
+
+        Returns:
+            What was written after each prompt.
+        """
+        rows = [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] for prompt in prompts]
+        return [self.tokenizer.decode(new) for new in self.continue_ids(rows, config)]
+
+    @torch.no_grad()
+    def continue_ids(self, rows: Sequence[Sequence[int]], config: DecodingConfig) -> list[list[int]]:
+        """Continues rows of tokens, in one batch padded on the left.
+
+        Args:
+            rows: Tokens of each prompt, BOS included.
+            config: How tokens are chosen.
+
+        Raises:
+            ConfigError: If a learned position table is too short for prompt and continuation.
+        """
+        width = max(len(row) for row in rows)
+        limit = self.backbone_config.max_length
+        if self.backbone_config.position == "learned" and width + config.max_new_tokens > limit:
+            raise ConfigError(
+                f"{width} tokens of prompt and {config.max_new_tokens} new ones do not fit into {limit} positions",
+                where="backbone.max_length",
+                remedy=f"write at most {max(0, limit - width)} new tokens, or shorten the prompt",
+            )
+        real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=self.device)
+        first = torch.tensor([[self.tokenizer.pad_id] * (width - len(row)) + list(row) for row in rows], device=self.device)
+        cache, padded = KVCache(), not bool(real.all())
+
+        def logits_of(tokens: Tensor) -> Tensor:
+            begins = cache.length == 0 and padded
+            keys = {"attention_mask": real, "position_ids": (real.long().cumsum(1) - 1).clamp(min=0)} if begins else {}
+            return self.head(self.backbone(tokens, cache=cache, **keys)[:, -1])
+
+        stop = {self.tokenizer.eos_id, self.tokenizer.bos_id}
+        return decode(logits_of, first, config, stop, self.tokenizer.special_ids - stop)
+
+    def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
+        """Continues the beginnings of texts.
+
+        Args:
+            examples: Blocks; the first quarter, at most 32 tokens, is the prompt.
+            step: Optimiser steps behind the model.
+        """
+        cut = max(2, min(32, self.length // 4))
+        config = DecodingConfig(max_new_tokens=min(64, self.length - cut))
+        prompts = [e.input_ids[:cut].tolist() for e in examples]
+        written = self.continue_ids(prompts, config)
+        decode_ids = self.tokenizer.decode
+        return [
+            Sample(step=step, pieces=(Piece(text=decode_ids(prompt)), Piece(text=decode_ids(new), by="model")))
+            for prompt, new in zip(prompts, written, strict=True)
+        ]
+
+    def flops(self, batch: Batch) -> int:
+        """Three times the forward pass: backward costs twice as much."""
+        size, length = batch["input_ids"].shape
+        return 3 * (self.backbone.flops(size, length) + self.head.flops(size * length))

@@ -1,0 +1,1 @@
+"""Measurements that are comparable across objectives, and the anchors they are read beside."""

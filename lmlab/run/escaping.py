@@ -1,0 +1,13 @@
+"""The one door through which text enters the report's HTML."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+
+def text(value: object) -> str:
+    """Any text, safe inside HTML: escaped, with control characters made visible and half surrogate pairs replaced."""
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda m: chr(0x2400 + ord(m[0])), str(value).replace("\r\n", "\n"))
+    shown = re.sub(r"[\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", shown)
+    return escape(shown)

@@ -1,0 +1,89 @@
+"""`samples.jsonl`: what the model wrote at several stages of its training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+Author = Literal["corpus", "model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A stretch of text by one hand.
+
+    Args:
+        text: The text, spaces at its ends included.
+        by: Who wrote it.
+        truth: What the corpus has in this place, if it is known.
+        probability: What the model gave its choice, in [0, 1].
+    """
+
+    text: str
+    by: Author = "corpus"
+    truth: str | None = None
+    probability: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One text, written or filled in by the model.
+
+    A continuation is a piece of the corpus and one of the model; a filled-in text alternates. Samples with the same corpus
+    pieces are shown as stages of one text.
+
+    Args:
+        step: Optimiser steps behind the model.
+        pieces: The text in order.
+    """
+
+    step: int
+    pieces: tuple[Piece, ...]
+
+
+def append_samples(path: Path, samples: list[Sample]) -> None:
+    """Adds samples to the file.
+
+    Args:
+        path: The run's `samples.jsonl`.
+        samples: Of one stage of the training.
+    """
+    lines = "".join(json.dumps(asdict(sample)) + "\n" for sample in samples)  # ASCII: half a character of a lone surrogate stays writable
+    with open(path, "ab") as file:
+        file.write(lines.encode("ascii"))
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """Reads the file, oldest first; a line that a crash has torn is passed over.
+
+    After a resume a stage may be there twice; the later writing counts.
+
+    Args:
+        path: The run's `samples.jsonl`; a missing one reads as empty.
+    """
+    latest: dict[tuple[int, tuple[str, ...]], Sample] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            content = json.loads(line)
+            sample = Sample(step=int(content["step"]), pieces=tuple(_piece(p) for p in content["pieces"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+        latest[sample.step, given(sample)] = sample
+    return sorted(latest.values(), key=lambda sample: sample.step)
+
+
+def given(sample: Sample) -> tuple[str, ...]:
+    """The corpus pieces of a sample, by which stages of one text know each other."""
+    return tuple(piece.text for piece in sample.pieces if piece.by == "corpus")
+
+
+def _piece(content: dict[str, object]) -> Piece:
+    truth, probability = content.get("truth"), content.get("probability")
+    return Piece(
+        text=str(content["text"]),
+        by="model" if content.get("by") == "model" else "corpus",
+        truth=None if truth is None else str(truth),
+        probability=float(probability) if isinstance(probability, (int, float)) else None,
+    )
