@@ -4,11 +4,11 @@ PYTHON_FOR_VENV ?= python3
 PYTHON := $(VENV)/bin/python
 TORCH_INDEX ?=
 STAMP := $(VENV)/.installed
-PIP := $(PYTHON) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP := $(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all test-slow test-notebooks bench clean format
+.PHONY: help setup demo check test test-all test-slow test-notebooks bench clean format pins
 
 help:  ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ demo: $(STAMP)  ## Train two small models on Jane Austen, see what they write (u
 check: $(STAMP)  ## Format, lint, types, architecture
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m ruff check .
-	@$(PYTHON) -m pyright
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PYTHON) -m pyright --pythonpath $(PYTHON)
 	@$(ONE_THREAD) $(PYTHON) -m pytest tests/test_architecture.py
 
 format: $(STAMP)  ## Format the code and mend what can be mended by itself
@@ -48,6 +48,9 @@ test-notebooks: $(STAMP)  ## Execute the notebooks
 
 bench: $(STAMP)  ## Speed, side by side with transformers and with the machine's matrix-multiply peak
 	@$(PYTHON) -m benchmarks.pretraining
+
+pins: $(STAMP)  ## Write constraints.txt from what .venv holds (after an upgrade, in a fresh .venv)
+	@$(PYTHON) .ci/pins.py > constraints.tmp && mv constraints.tmp constraints.txt && touch $(STAMP)
 
 clean:  ## Remove caches and build files; runs and .venv stay
 	@rm -rf .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

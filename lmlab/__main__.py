@@ -1,2 +1,5 @@
+"""`python -m lmlab`."""
+
 from lmlab.cli import main
+
 raise SystemExit(main())

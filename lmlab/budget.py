@@ -75,7 +75,7 @@ class BudgetConfig:
         flops: FLOPs, forward and backward.
         seconds: Seconds of training; resuming is not exact with this one.
         validations: How often to validate, evenly over the budget, the last time at its end; 0 for never.
-        checkpoints: How often to write a checkpoint that is kept, evenly over the budget, the last at its end; 0 for never.
+        checkpoints: How often to write a checkpoint, evenly over the budget and at its end; `run.keep` says how many stay.
     """
 
     steps: int | float | str | None = None
@@ -83,7 +83,7 @@ class BudgetConfig:
     flops: int | float | str | None = None
     seconds: int | float | str | None = None
     validations: int = 10
-    checkpoints: int = 1
+    checkpoints: int = 10
 
     def __post_init__(self) -> None:
         """Refuses anything but one positive limit."""

@@ -50,18 +50,19 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     temporary = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "x+b") as file:
+        with temporary.open("x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         raise DataError(
             f"cannot write {path.name}", where=str(path), why=str(error), remedy=f"free the disk, or set {CACHE_VARIABLE} to another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or its folder is no folder; the error to report is another one
+            temporary.unlink()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

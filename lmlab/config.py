@@ -156,9 +156,13 @@ def rebuild(recipe: Mapping[str, Any], allowed: tuple[str, ...] = ("lmlab",)) ->
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"class path '{class_path}' does not exist", why=str(error), remedy="was it written by another version?") from error
+        raise ConfigError(
+            f"class path '{class_path}' does not exist", why=str(error), remedy="was it written by another version?"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
-        raise ConfigError(f"'{class_path}' is not something a recipe may build", why="it does not record its own arguments", remedy="name an objective")
+        raise ConfigError(
+            f"'{class_path}' is not something a recipe may build", why="it does not record its own arguments", remedy="name an objective"
+        )
     hints = typing.get_type_hints(cls.__init__)
     arguments = dict(recipe.get("init_args", {}))
     known = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]

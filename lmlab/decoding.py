@@ -80,7 +80,11 @@ def next_tokens(logits: Tensor, config: DecodingConfig, generator: torch.Generat
 
 
 def decode(
-    logits_of: Callable[[Tensor], Tensor], first: Tensor, config: DecodingConfig, stop_ids: Collection[int], banned_ids: Collection[int] = ()
+    logits_of: Callable[[Tensor], Tensor],
+    first: Tensor,
+    config: DecodingConfig,
+    stop_ids: Collection[int],
+    banned_ids: Collection[int] = (),
 ) -> list[list[int]]:
     """Writes token after token until each row has stopped.
 

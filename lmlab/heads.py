@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.backbones.base import BackboneConfig
+from lmlab.data.batch import IGNORE_INDEX
 from lmlab.errors import ConfigError
+from lmlab.nn.cross_entropy import linear_cross_entropy
 from lmlab.nn.feedforward import activation_function
 from lmlab.nn.init import init_linear
 from lmlab.nn.norm import build_norm
@@ -71,10 +73,27 @@ class VocabularyHead(nn.Module, ABC):
         Returns:
             (..., V) logits.
         """
-        vectors = self.project(rows)
-        if self.config.logit_scale != 1.0:
-            vectors = vectors * self.config.logit_scale
+        vectors = self._scaled(rows)
         return F.linear(vectors, self.weight, self.output_bias) if self.decoder is None else self.decoder(vectors)
+
+    def nats(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, summed; on a CPU without ever holding all logits, which is faster.
+
+        Args:
+            rows: (N, D) hidden states.
+            labels: (N,) int64; `IGNORE_INDEX` where there is no loss.
+
+        Returns:
+            () float32.
+        """
+        plain = self.decoder is None or type(self.decoder) is nn.Linear  # not wrapped or parametrised by an adaptation
+        if plain and rows.device.type == "cpu" and not torch.compiler.is_compiling():
+            return linear_cross_entropy(self._scaled(rows), self.weight, self.bias, labels)
+        return F.cross_entropy(self(rows).float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        vectors = self.project(rows)
+        return vectors if self.config.logit_scale == 1.0 else vectors * self.config.logit_scale
 
     def flops(self, rows: int) -> int:
         """Multiplications and additions of a forward pass over N `rows`."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from filelock import BaseFileLock
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from lmlab.budget import BudgetConfig
 from lmlab.cache import write_atomic
@@ -22,12 +22,14 @@ from lmlab.callbacks.checkpoints import Checkpoints, steps_in
 from lmlab.callbacks.csv_logging import MetricsCsvLogger
 from lmlab.callbacks.guard import FiniteGuard
 from lmlab.callbacks.interruption import Interruption
+from lmlab.callbacks.progress import ProgressLine
 from lmlab.callbacks.recording import Recording
 from lmlab.callbacks.samples import Samples
 from lmlab.checkpoint import AtomicCheckpointIO, newest_whole
 from lmlab.config import fingerprint, require, to_plain
 from lmlab.errors import CheckpointError
 from lmlab.objectives.base import Objective
+from lmlab.quiet import quiet
 from lmlab.run.directory import RunDirectory, create_run
 from lmlab.run.environment import git_state, write_environment
 from lmlab.run.find import find_run, unfinished
@@ -115,7 +117,9 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
     if run is not None:
         claim, checkpoint = run.claim(), newest_whole(steps_in(run.checkpoints))
         if checkpoint is None and config.resume != "auto":
-            raise CheckpointError(f"the run {run.path.name} has no whole checkpoint to go on from", where=str(run.checkpoints), remedy="start anew")
+            raise CheckpointError(
+                f"the run {run.path.name} has no whole checkpoint to go on from", where=str(run.checkpoints), remedy="start anew"
+            )
         log.info("going on with %s from %s", run.path, checkpoint.name if checkpoint else "its beginning")
         _tell_ranks(run)
         return Session(run, Record.load(run.record_path), checkpoint, claim)
@@ -187,13 +191,14 @@ def _run_to_resume(config: RunConfig, config_hash: str) -> RunDirectory | None:
     return run
 
 
-def standard_callbacks(session: Session, budget: BudgetConfig, config: RunConfig) -> list[Callback]:
+def standard_callbacks(session: Session, budget: BudgetConfig, config: RunConfig, shows_progress: bool = True) -> list[Callback]:
     """The callbacks every run has; the clock comes first.
 
     Args:
         session: The run.
         budget: When it ends.
         config: What to keep.
+        shows_progress: The trainer's `enable_progress_bar`.
     """
     checkpoints = Checkpoints(session.run.checkpoints, times=budget.checkpoints, keep=config.keep)
     return [
@@ -202,6 +207,7 @@ def standard_callbacks(session: Session, budget: BudgetConfig, config: RunConfig
         Samples(session.run),
         Recording(session.run, session.record),
         Interruption(checkpoints),
+        *([ProgressLine()] if shows_progress else []),
         checkpoints,
     ]
 
@@ -252,6 +258,7 @@ def fit(
         The run's folder, with metrics, checkpoints, samples and `report.html`.
     """
     os.environ.pop(RUN_VARIABLE, None)
+    quiet()
     seed_everything(seed, verbose=False)
     arguments = {**TRAINER_DEFAULTS, "precision": precision, **(trainer or {})}
     settings = {"seed_everything": seed, "trainer": json.loads(json.dumps(arguments, default=str)), "model": _short(objective.recipe())}
@@ -261,7 +268,7 @@ def fit(
         **arguments,
         logger=standard_loggers(session, run, settings),
         plugins=[AtomicCheckpointIO()],
-        callbacks=[*standard_callbacks(session, budget, run), *callbacks],
+        callbacks=[*standard_callbacks(session, budget, run, arguments.get("enable_progress_bar", True) is not False), *callbacks],
     )
     try:
         trained.fit(objective, data, ckpt_path=session.checkpoint)

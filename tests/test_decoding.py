@@ -15,7 +15,9 @@ from lmlab.errors import ConfigError
 @given(seed=st.integers(0, 10**6), top_k=st.integers(0, 12), top_p=st.floats(0.05, 1.0), temperature=st.floats(0.2, 3.0))
 def test_the_filters_keep_what_a_plain_loop_keeps(seed: int, top_k: int, top_p: float, temperature: float) -> None:
     logits = torch.randn(1, 10, generator=torch.Generator().manual_seed(seed))
-    kept = set(torch.isfinite(restrict(logits, DecodingConfig(top_k=top_k, top_p=top_p, temperature=temperature)))[0].nonzero().flatten().tolist())
+    kept = set(
+        torch.isfinite(restrict(logits, DecodingConfig(top_k=top_k, top_p=top_p, temperature=temperature)))[0].nonzero().flatten().tolist()
+    )
     scaled = (logits[0] / temperature).tolist()
     order = sorted(range(10), key=lambda i: -scaled[i])[: top_k or 10]
     probs = torch.tensor([scaled[i] for i in order]).softmax(0).tolist()

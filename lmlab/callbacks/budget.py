@@ -16,7 +16,41 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lmlab.budget import BudgetConfig, Spent
 from lmlab.config import to_plain
 from lmlab.data.loader import Window
-from lmlab.errors import BudgetError
+from lmlab.errors import BudgetError, ConfigError
+from lmlab.objectives.base import Objective
+
+
+def objective_of(module: LightningModule) -> Objective:
+    """The module as what lmlab's callbacks work on.
+
+    Args:
+        module: What the trainer trains.
+
+    Raises:
+        ConfigError: If it is no objective.
+    """
+    if not isinstance(module, Objective):
+        raise ConfigError(
+            f"{type(module).__name__} is no objective", where="model", remedy="derive it from lmlab.objectives.base.Objective"
+        )
+    return module
+
+
+def clock_of(module: LightningModule) -> Budget:
+    """The clock of the run that trains a module.
+
+    Args:
+        module: What the trainer trains.
+
+    Raises:
+        ConfigError: If the run has no budget.
+    """
+    clock = objective_of(module).meter
+    if not isinstance(clock, Budget):
+        raise ConfigError(
+            "the run has no budget", where="trainer.callbacks", remedy="add lmlab.callbacks.Budget(BudgetConfig(steps=...)), first"
+        )
+    return clock
 
 
 class Budget(Callback):
@@ -80,7 +114,7 @@ class Budget(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes itself known to the objective and refuses Lightning's own limits."""
-        pl_module.meter = self
+        objective_of(pl_module).meter = self
         if stage == "fit" and trainer.max_steps != -1:
             raise BudgetError(
                 f"trainer.max_steps = {trainer.max_steps} beside a budget",
@@ -98,13 +132,15 @@ class Budget(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Counts a micro-batch; after the last of a window, decides on validation and on the end."""
         window: Window = batch["window"]
-        self._flops += pl_module.flops(batch)
+        self._flops += objective_of(pl_module).flops(batch)
         if not window.is_last:
             return
         before = self.spent
         tokens, supervised, flops = self._over_ranks(trainer, [window.tokens, window.supervised, self._flops])
         now = time.perf_counter()
-        seconds = trainer.strategy.broadcast(now - self._mark) if trainer.world_size > 1 else now - (self._mark or now)
+        seconds = now - (self._mark or now)
+        if trainer.world_size > 1:
+            seconds = trainer.strategy.broadcast(seconds)  # rank 0's clock decides for all
         self._mark, self._flops = now, 0
         self._recent.append((seconds, tokens, flops))
         self.spent = self.spent + Spent(
@@ -118,7 +154,7 @@ class Budget(Callback):
         # Lightning looks at this number after every batch: 1 means now, infinity means not now
         trainer.val_check_batch = 1 if self.config.is_due(self.config.validations, before, self.spent) else float("inf")
         trainer.should_stop = trainer.should_stop or self.config.is_exhausted(self.spent)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
             pl_module.log_dict({"perf/tokens_per_second": self.tokens_per_second, "perf/flops_per_second": self.flops_per_second})
             units = ("tokens", "supervised_tokens", "flops", "seconds")
             pl_module.log_dict({f"budget/{unit}": float(getattr(self.spent, unit)) for unit in units})

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lmlab.budget import Spent
+from lmlab.callbacks.budget import clock_of
 from lmlab.checkpoint.files import sweep
+
+log = logging.getLogger(__name__)
 
 _STEP = re.compile(r"step=(\d+)\.ckpt$")
 
@@ -58,13 +62,13 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes where the run begins."""
-        self._before = pl_module.meter.spent
+        self._before = clock_of(pl_module).spent
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Saves if a mark was passed; if a validation comes first, waits for it."""
         if not batch["window"].is_last:
             return
-        meter = pl_module.meter
+        meter = clock_of(pl_module)
         self._due = meter.config.is_due(self.times, self._before, meter.spent) or trainer.should_stop
         self._due = self._due or bool(self.every_steps and trainer.global_step % self.every_steps == 0)
         self._before = meter.spent
@@ -78,10 +82,18 @@ class Checkpoints(Checkpoint):
             return
         score = trainer.callback_metrics.get(self.monitor)
         is_best = score is not None and float(score) < self.best_score
-        if is_best:
+        if score is not None and is_best:
             self.best_score = float(score)
         if self._due or is_best:
             self.save(trainer, pl_module, is_best=is_best)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hands the best checkpoint, else the last, to loggers that keep models."""
+        best, steps = self.folder / "best.ckpt", steps_in(self.folder)
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            send = getattr(logger, "log_checkpoint", None)
+            if send is not None and (best.exists() or steps):
+                send(best if best.exists() else steps[0], ["best" if best.exists() else "last"])
 
     def save(self, trainer: Trainer, pl_module: LightningModule, is_best: bool = False) -> None:
         """Writes a checkpoint and drops those no longer kept; its time does not count as training.
@@ -93,7 +105,7 @@ class Checkpoints(Checkpoint):
         """
         self._due = False
         target = self.folder / f"step={trainer.global_step:07d}.ckpt"
-        with pl_module.meter.paused() if pl_module.meter else nullcontext():
+        with clock_of(pl_module).paused():
             trainer.save_checkpoint(target)
             if trainer.is_global_zero:
                 if is_best:
@@ -102,12 +114,15 @@ class Checkpoints(Checkpoint):
                     old.unlink()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
-        return {"best_score": self.best_score}
+        """The best score so far, and the number of threads, on which the last bit of a sum depends."""
+        return {"best_score": self.best_score, "num_threads": torch.get_num_threads()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the best score."""
+        """Takes up the best score, and computes with as many threads as before."""
         self.best_score = state_dict["best_score"]
+        if state_dict["num_threads"] != torch.get_num_threads():
+            log.info("going on with %d threads, as before, instead of %d", state_dict["num_threads"], torch.get_num_threads())
+            torch.set_num_threads(state_dict["num_threads"])
 
 
 def _link(source: Path, target: Path) -> None:

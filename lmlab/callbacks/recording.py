@@ -10,11 +10,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lmlab.budget import Spent, describe
-from lmlab.callbacks.budget import peak_memory
+from lmlab.callbacks.budget import clock_of, objective_of, peak_memory
+from lmlab.callbacks.peak import peak_flops, training_dtype
+from lmlab.data.module import CorpusModule
 from lmlab.errors import LabError
 from lmlab.run.directory import RunDirectory
-from lmlab.run.record import Record
-from lmlab.run.record import now
+from lmlab.run.record import Record, now
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +31,19 @@ class Recording(Callback):
     def __init__(self, run: RunDirectory, record: Record) -> None:
         """Nothing is written before training starts."""
         self.run, self.record = run, record
-        self._rates: list[float] = []
+        self._rates: list[tuple[float, float]] = []
         self._best: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Marks the run as running."""
-        data = trainer.datamodule.fingerprints() if hasattr(trainer.datamodule, "fingerprints") else {}
+        module = getattr(trainer, "datamodule", None)
+        data = module.fingerprints() if isinstance(module, CorpusModule) else {}
         self.record = dataclasses.replace(
             self.record,
             status="running",
             started=self.record.started or now(),
             data={name.removesuffix("_fingerprint"): value for name, value in data.items()},
-            objective=pl_module.recipe()["class_path"],
+            objective=objective_of(pl_module).recipe()["class_path"],
             num_parameters=sum(p.numel() for p in pl_module.parameters()),
         )
         self._save(trainer, pl_module)
@@ -53,14 +55,17 @@ class Recording(Callback):
         score = trainer.callback_metrics.get("val/loss")
         if score is not None and float(score) < self._best.get("val/loss", float("inf")):
             self._best = {"step": trainer.global_step, "val/loss": float(score)}
-        self._rates.append(pl_module.meter.tokens_per_second)
+        clock = clock_of(pl_module)
+        self._rates.append((clock.tokens_per_second, clock.flops_per_second))
         self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Marks the run as finished."""
-        if pl_module.meter.progress >= 1:
+        clock = clock_of(pl_module)
+        if clock.progress >= 1:
             self._finish(trainer, pl_module, "finished")
-            log.info("spent: %s", describe(pl_module.meter.spent))
+            if trainer.is_global_zero:
+                log.info("spent: %s", describe(clock.spent))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Marks the run as interrupted or failed, and says why."""
@@ -88,13 +93,22 @@ class Recording(Callback):
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        spent: Spent = pl_module.meter.spent if pl_module.meter else Spent()
+        # a run that fails while its data is made has no clock yet
+        spent = clock_of(pl_module).spent if getattr(pl_module, "meter", None) is not None else Spent()
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k != "step"}
         self.record = dataclasses.replace(
             self.record,
             spent={**spent.to_plain(), "peak_memory_bytes": peak_memory()},
             metrics=metrics,
             best=self._best,
-            tokens_per_second=statistics.median(self._rates) if self._rates else None,
+            tokens_per_second=statistics.median(rate for rate, _ in self._rates) if self._rates else None,
+            flops_utilisation=self._utilisation(trainer),
         )
         self.record.save(self.run.record_path)
+
+    def _utilisation(self, trainer: Trainer) -> float | None:
+        """Share of the devices' measured matrix-multiply speed that the run uses."""
+        peak = peak_flops(str(trainer.strategy.root_device), training_dtype(str(trainer.precision))) if self._rates else None
+        # ranks on one CPU share it; each GPU adds its own
+        devices = trainer.world_size if trainer.strategy.root_device.type != "cpu" else trainer.num_nodes
+        return statistics.median(rate for _, rate in self._rates) / (peak * devices) if peak else None

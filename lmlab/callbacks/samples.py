@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lmlab.budget import Spent
+from lmlab.callbacks.budget import clock_of, objective_of
 from lmlab.data.batch import Example
 from lmlab.run.directory import RunDirectory
 from lmlab.run.samples import append_samples
@@ -29,7 +30,7 @@ class Samples(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the untrained model; a resumed run only notes where it stands."""
-        self._before = pl_module.meter.spent
+        self._before = clock_of(pl_module).spent
         if not self._before.steps:
             self.write(trainer, pl_module)
 
@@ -37,7 +38,7 @@ class Samples(Callback):
         """Writes if a stage was passed since the last validation."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        meter = pl_module.meter
+        meter = clock_of(pl_module)
         if meter.config.is_due(self.times, self._before, meter.spent):
             self._before = meter.spent
             self.write(trainer, pl_module)
@@ -46,14 +47,15 @@ class Samples(Callback):
         """Asks the objective for its samples; rank 0 alone, outside the training clock."""
         if not trainer.is_global_zero:
             return
-        with pl_module.meter.paused():
+        clock, objective = clock_of(pl_module), objective_of(pl_module)
+        with clock.paused():
             was_training = pl_module.training
             pl_module.eval()
-            samples = pl_module.samples(self._texts(trainer), pl_module.meter.spent.steps)
+            samples = objective.samples(self._texts(trainer), clock.spent.steps)
             pl_module.train(was_training)
             append_samples(self.run.samples_path, samples)
 
     def _texts(self, trainer: Trainer) -> Sequence[Example]:
-        view = trainer.datamodule.view("val")
+        view = trainer.datamodule.view("val")  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
         indices = [i * len(view) // self.num_texts for i in range(min(self.num_texts, len(view)))]
         return [view[index]._replace(position=index) for index in indices]

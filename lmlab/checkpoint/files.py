@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -39,9 +40,12 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "PytorchStreamWriter" in str(error)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, (OSError, RuntimeError)):
+            raise
+        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "PytorchStreamWriter" in str(error)
         raise CheckpointError(
             f"the checkpoint {path.name} could not be written",
             where=str(path),
@@ -60,7 +64,9 @@ def verify(path: Path) -> None:
         CheckpointError: If it is missing, truncated, or a byte in it has changed.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path.name}", where=str(path), remedy="`lmlab runs` lists the runs and what they hold")
+        raise CheckpointError(
+            f"there is no checkpoint {path.name}", where=str(path), remedy="`lmlab runs` lists the runs and what they hold"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -90,7 +96,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path.name} cannot be loaded safely", where=str(path), why=why, remedy="load only checkpoints that lmlab wrote") from error
+        raise CheckpointError(
+            f"{path.name} cannot be loaded safely", where=str(path), why=why, remedy="load only checkpoints that lmlab wrote"
+        ) from error
     if not isinstance(content, dict):
         raise _broken(path, "it does not hold a checkpoint")
     return content
@@ -126,7 +134,9 @@ def sweep(folder: Path) -> None:
 
 
 def _broken(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"the checkpoint {path.name} is broken", where=str(path), why=why, remedy="use an earlier one: --checkpoint step=N")
+    return CheckpointError(
+        f"the checkpoint {path.name} is broken", where=str(path), why=why, remedy="use an earlier one: --checkpoint step=N"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

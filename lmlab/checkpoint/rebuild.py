@@ -29,9 +29,11 @@ def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] =
         raise CheckpointError(f"{path.name} was not written by lmlab", where=str(path), why="it holds no description of an objective")
     if mine["format"] > FORMAT:
         raise CheckpointError(
-            f"{path.name} was written by a newer lmlab", where=str(path), why=f"its format is {mine['format']}, this lmlab reads up to {FORMAT}",
+            f"{path.name} was written by a newer lmlab",
+            where=str(path),
+            why=f"its format is {mine['format']}, this lmlab reads up to {FORMAT}",
             remedy="update lmlab",
-        )  # fmt: skip
+        )
     objective = rebuild(mine["objective"], allowed=("lmlab", *allow))
     objective.configure_model()
     try:

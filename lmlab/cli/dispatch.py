@@ -60,16 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         Exit code: 0, 1 for a run that failed, 2 for settings or files that cannot be used, 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(help_text())
-        return 0
-    if arguments[0] in ("-V", "--version"):
-        from lmlab import __version__
-
-        print(__version__)
-        return 0
     try:
-        return _call(arguments[0], arguments[1:])
+        return _call(arguments[0] if arguments else "help", arguments[1:])
     except LabError as error:
         if os.environ.get("LMLAB_DEBUG"):
             raise
@@ -77,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return CONFIG_EXIT if type(error) is not LabError else RUN_EXIT
     except KeyboardInterrupt:
         return INTERRUPT_EXIT
-    except BrokenPipeError:  # `lmlab runs | head`
+    except BrokenPipeError:  # `lmlab --help | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -97,8 +89,18 @@ def help_text() -> str:
 
 
 def _call(name: str, arguments: list[str]) -> int:
+    if name in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if name in ("-V", "--version"):
+        from lmlab import __version__
+
+        print(__version__)
+        return 0
     if name not in COMMANDS:
         what = f"'{name}' is not a command" if not name.startswith("-") else f"'{name}' comes before the command"
-        raise ConfigError(what, where="lmlab COMMAND", remedy=nearest(name, COMMANDS) if not name.startswith("-") else "lmlab fit -c CONFIG ...")
+        raise ConfigError(
+            what, where="lmlab COMMAND", remedy=nearest(name, COMMANDS) if not name.startswith("-") else "lmlab fit -c CONFIG ..."
+        )
     module, _, function = COMMANDS[name].target.partition(":")
     return getattr(importlib.import_module(module), function)(arguments)

@@ -1,100 +1,104 @@
-"""`lmlab fit|validate|test|predict`: LightningCLI with a tokenizer, a budget and a run directory."""
+"""`lmlab fit|validate|test|predict`: from the command line to a run. Torch is imported when the settings have been looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
-from jsonargparse.typing import register_type
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lmlab.budget import BudgetConfig
 from lmlab.cache import default_cache_dir
-from lmlab.checkpoint import AtomicCheckpointIO
+from lmlab.cli.allowlist import admit
+from lmlab.cli.config_file import read_config
+from lmlab.cli.guide import guide
+from lmlab.cli.overlays import check_base
+from lmlab.config import fingerprint
 from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean
 from lmlab.data.corpus import Corpus, open_corpus
-from lmlab.errors import ConfigError
-from lmlab.objectives.base import Objective
-from lmlab.run.find import find_checkpoint
+from lmlab.errors import ConfigError, DataError
+from lmlab.run.directory import RunDirectory
+from lmlab.run.find import find_checkpoint, find_run
 from lmlab.tokenizer import Tokenizer, TokenizerConfig, resolve_tokenizer
-from lmlab.training import TRAINER_DEFAULTS, RunConfig, Session, open_session, standard_callbacks, standard_loggers
 
-# one value for the parser, not a group of settings: it is linked in, never written in a YAML
-register_type(Tokenizer, serializer=lambda tokenizer: tokenizer.fingerprint, deserializer=Tokenizer.load, fail_already_registered=False)
+if TYPE_CHECKING:
+    from lmlab.cli.running import LabCLI
 
-OWN_LIMITS = {"max_steps": -1, "max_epochs": 1, "max_time": None, "min_steps": None, "min_epochs": None, "accumulate_grad_batches": 1}
-"""Trainer settings that lmlab answers for, with their only value."""
+ALIASES = {"--resume": "--run.resume", "--name": "--run.name"}
+ONE_PROCESS = ("--trainer.strategy=auto", "--trainer.devices=1", "--trainer.callbacks=null")
+"""How a run is measured whatever it was trained on: several ranks would drop examples that do not divide among them."""
 
 
-class LabCLI(LightningCLI):
-    """LightningCLI with lmlab's groups: `tokenizer`, `budget`, `run`."""
+class Asked(NamedTuple):
+    """What a measuring command is to look at.
 
-    session: Session | None = None
+    Args:
+        run: The run, None if only configs are given.
+        checkpoint: Its checkpoint.
+        rest: The other arguments.
+    """
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the groups, and links what must agree."""
-        parser.add_class_arguments(TokenizerConfig, "tokenizer")
-        parser.add_class_arguments(BudgetConfig, "budget")
-        parser.add_class_arguments(RunConfig, "run")
-        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
-        for target in ("model", "data"):
-            parser.link_arguments("tokenizer", f"{target}.init_args.tokenizer", compute_fn=self._tokenizer, apply_on="instantiate")
-        parser.link_arguments("model", "data.init_args.feed", compute_fn=_feed_of, apply_on="instantiate")
+    run: RunDirectory | None
+    checkpoint: Path | None
+    rest: list[str]
 
-    def before_instantiate_classes(self) -> None:
-        """Checks the trainer's limits and opens the run."""
-        config = self.config[self.subcommand]
-        for name, value in OWN_LIMITS.items():
-            if config.trainer.get(name, value) not in (value, None):
-                raise ConfigError(
-                    f"trainer.{name} = {config.trainer[name]!r} is not yours to set",
-                    where=f"trainer.{name}",
-                    why="the budget ends a run, and accumulation follows from the batch sizes",
-                    remedy="set budget.steps, tokens, flops or seconds; data.global_batch_size and data.micro_batch_size",
-                )
-        if self.subcommand == "fit":
-            if config.ckpt_path is not None:
-                raise ConfigError("--ckpt_path does not resume a run", where="ckpt_path", remedy="use --run.resume auto, or --run.resume RUN")
-            self.session = open_session(self._run_config, int(config.seed_everything), self._settings(), self._budget)
-            config.ckpt_path = None if self.session.checkpoint is None else str(self.session.checkpoint)
-        elif config.ckpt_path is not None:
-            config.ckpt_path = str(find_checkpoint(config.ckpt_path))
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds what every run has to what the config asks for."""
-        own: dict[str, Any] = {"plugins": [AtomicCheckpointIO()], "logger": False}
-        config = self._get(self.config_init, "trainer", default={})
-        callbacks = list(config.get("callbacks") or [])
-        if self.session is not None:
-            own["logger"] = standard_loggers(self.session, self._run_config, self._settings())
-            own["callbacks"] = [*standard_callbacks(self.session, self._budget, self._run_config), *callbacks]
-        else:
-            own["enable_checkpointing"] = False
-        return super().instantiate_trainer(**{**own, **kwargs})
+def fit_main(argv: list[str]) -> int:
+    """Trains.
 
-    @property
-    def _run_config(self) -> RunConfig:
-        return RunConfig(**self.config[self.subcommand].run.as_dict())
+    Args:
+        argv: What follows `lmlab fit`.
 
-    @property
-    def _budget(self) -> BudgetConfig:
-        return BudgetConfig(**self.config[self.subcommand].budget.as_dict())
+    Returns:
+        The exit code.
+    """
+    return 0 if _helped("fit", argv) else _run("fit", _with_aliases(argv))[0]
 
-    def _settings(self) -> dict[str, Any]:
-        """The resolved settings as plain values, without those that only say where things are written."""
-        dumped = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False, format="yaml", skip_validation=True)
-        settings = yaml.safe_load(dumped)
-        for key in ("ckpt_path", "config", "verbose", "weights_only", "return_predictions"):
-            settings.pop(key, None)
-        return settings
 
-    def _tokenizer(self, config: TokenizerConfig) -> Tokenizer:
-        """The tokenizer that the settings describe, trained from the run's corpus if it must be."""
-        data = self.config[self.subcommand].data.init_args
-        return tokenizer_for(config, data.corpus, data.get("cleaning"), data.get("cache_dir"))
+def validate_main(argv: list[str]) -> int:
+    """Measures a run on its validation text and prints a table.
+
+    Args:
+        argv: What follows `lmlab validate`.
+
+    Returns:
+        The exit code.
+    """
+    return _measure("validate", argv)
+
+
+def test_main(argv: list[str]) -> int:
+    """Measures a run on its test text and prints a table.
+
+    Args:
+        argv: What follows `lmlab test`.
+
+    Returns:
+        The exit code.
+    """
+    return _measure("test", argv)
+
+
+def predict_main(argv: list[str]) -> int:
+    """Writes down what a run predicts for its test text: `predictions.jsonl` in the run's folder.
+
+    Args:
+        argv: What follows `lmlab predict`.
+
+    Returns:
+        The exit code.
+    """
+    if _helped("predict", argv):
+        return 0
+    asked = _asked(argv)
+    path = None if asked.run is None else asked.run.path / "predictions.jsonl"
+    code, cli = _run_asked("predict", asked, path)
+    if cli is not None and cli.trainer.is_global_zero:
+        print(cli.predictions)
+    return code
 
 
 def tokenizer_for(config: TokenizerConfig, corpus: Any, cleaning: Any = None, cache_dir: str | None = None) -> Tokenizer:
@@ -110,36 +114,113 @@ def tokenizer_for(config: TokenizerConfig, corpus: Any, cleaning: Any = None, ca
     rules = cleaning if isinstance(cleaning, CleaningConfig) else CleaningConfig(**(cleaning.as_dict() if cleaning else {}))
 
     def texts() -> Iterator[str]:
-        return (document.text for document in clean(source.documents(), rules, CleaningCounts()))
+        counts, empty = CleaningCounts(), True
+        for document in clean(source.documents(), rules, counts):
+            empty = False
+            yield document.text
+        if empty:
+            raise DataError(
+                "the corpus is empty", where=str(corpus), why=counts.summary(), remedy="check the path, the field and the separator"
+            )
 
-    return resolve_tokenizer(config, texts, source.fingerprint(), Path(cache_dir) if cache_dir else default_cache_dir())
+    folder = Path(cache_dir) if cache_dir else default_cache_dir()
+    return resolve_tokenizer(config, texts, fingerprint([source.fingerprint(), rules]), folder)
 
 
-def _feed_of(objective: Objective) -> Any:
-    return objective.feed()
+def _measure(command: str, argv: list[str]) -> int:
+    if _helped(command, argv):
+        return 0
+    code, cli = _run_asked(command, _asked(argv))
+    if cli is not None and cli.trainer.is_global_zero:
+        _print_metrics({name: float(value) for name, value in cli.trainer.callback_metrics.items() if name != "step"}, cli.measured)
+    return code
 
 
-def run_training(arguments: list[str], parser_kwargs: Mapping[str, Any] | None = None, after: Callable[[LabCLI], None] | None = None) -> LabCLI:
-    """Parses and runs one subcommand.
+def _helped(command: str, argv: Sequence[str]) -> bool:
+    """Prints the short guide; `--help all` is left to the parser."""
+    wanted = [i for i, token in enumerate(argv) if token in ("-h", "--help")]
+    if not wanted or argv[wanted[0] + 1 : wanted[0] + 2] == ["all"]:
+        return False
+    print(guide(command))
+    return True
 
-    Args:
-        arguments: Subcommand first.
-        parser_kwargs: For the parsers of the subcommands.
-        after: Called with the finished CLI.
-    """
-    cli = LabCLI(
-        Objective,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        trainer_defaults=dict(TRAINER_DEFAULTS),
-        seed_everything_default=0,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_kwargs=dict(parser_kwargs or {}),
-        args=arguments,
-    )
-    if after:
-        after(cli)
-    return cli
+
+def _with_aliases(argv: Sequence[str]) -> list[str]:
+    arguments = [token for i, token in enumerate(argv) if not (token == "all" and argv[i - 1] in ("-h", "--help"))]
+    for i, token in enumerate(arguments):
+        name, equals, value = token.partition("=")
+        if name in ALIASES:
+            arguments[i] = f"{ALIASES[name]}{equals}{value}"
+    return arguments
+
+
+def _asked(argv: Sequence[str]) -> Asked:
+    """Takes RUN and `--checkpoint` out of the arguments; RUN stands before the settings."""
+    arguments = _with_aliases(argv)
+    which = None
+    for i, token in enumerate(arguments):
+        name, equals, value = token.partition("=")
+        if name == "--checkpoint":
+            which = value if equals else "".join(arguments[i + 1 : i + 2])
+            del arguments[i : i + (1 if equals else 2)]
+            break
+    if not arguments or arguments[0].startswith("-"):
+        if which is not None:
+            raise ConfigError("--checkpoint needs a RUN", where="--checkpoint", remedy="lmlab validate RUN --checkpoint best")
+        return Asked(None, None, arguments)
+    spec = arguments.pop(0)
+    return Asked(find_run(spec), find_checkpoint(spec, which), arguments)
+
+
+def _run_asked(command: str, asked: Asked, predictions: Path | None = None) -> tuple[int, LabCLI | None]:
+    if asked.run is None:
+        return _run(command, asked.rest, predictions)
+    with _config_of(asked.run) as config:
+        return _run(command, ["-c", str(config), *ONE_PROCESS, "--ckpt_path", str(asked.checkpoint), *asked.rest], predictions)
+
+
+@contextlib.contextmanager
+def _config_of(run: RunDirectory) -> Iterator[Path]:
+    """The run's settings. Those of a run started from Python are completed in a file of their own."""
+    tree = read_config(run.config_path).tree
+    if "class_path" in tree.get("data", {}):
+        yield run.config_path
+        return
+    tree["data"] = {"class_path": "lmlab.data.module.CorpusModule", **tree.get("data", {})}
+    tree["data"].get("init_args", {}).pop("seed", None)  # linked from seed_everything
+    tree.get("model", {}).get("init_args", {}).pop("tokenizer", None)  # linked from the checkpoint
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        yield path
+
+
+def _run(command: str, arguments: Sequence[str], predictions: Path | None = None) -> tuple[int, LabCLI | None]:
+    """Looks at the settings, then imports what they need and does it."""
+    admitted = admit([command, *arguments])
+    check_base(admitted.configs, admitted.arguments)
+    from lmlab.cli.running import LabCLI
+    from lmlab.quiet import quiet
+    from lmlab.training import RUN_VARIABLE
+
+    quiet()
+    known = os.environ.get(RUN_VARIABLE)
+    try:
+        return 0, LabCLI(admitted, predictions)
+    except SystemExit as stop:  # --print_config, --help all, and a run that was asked to stop
+        return (stop.code if isinstance(stop.code, int) else 0), None
+    finally:
+        if known is None:  # it was for the ranks of this run, not for what this process does next
+            os.environ.pop(RUN_VARIABLE, None)
+
+
+def _print_metrics(metrics: dict[str, float], checkpoint: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", box=None, pad_edge=False)
+    for name, value in sorted(metrics.items()):
+        table.add_row(name, f"{value:.4f}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print("an untrained model: no checkpoint was given" if checkpoint is None else f"checkpoint: {checkpoint}", markup=False)

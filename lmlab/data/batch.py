@@ -47,7 +47,7 @@ class Example(NamedTuple):
     """
 
     position: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  nobody looks an example up in itself
     input_ids: np.ndarray
     document_ids: np.ndarray
     num_raw_tokens: int
@@ -80,7 +80,8 @@ class Feed:
         prefix: Special token ids put before each document.
         suffix: Special token ids put after each document.
         lookahead: Further tokens at the end of each block, so that the last position has a label (1 for a causal LM).
-        word_starts: Whether examples carry the beginnings of words.
+        word_starts: Whether examples carry the beginnings of words. In Chinese, which writes no spaces, a word is a piece of the
+            vocabulary (`pieces`), or what a dictionary says (`words`, needs the extra `zh`).
     """
 
     view: Literal["blocks", "sentences", "sentence_pairs"]
@@ -90,4 +91,4 @@ class Feed:
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     lookahead: int = 0
-    word_starts: Literal["none", "mark"] = "none"
+    word_starts: Literal["none", "pieces", "words"] = "none"

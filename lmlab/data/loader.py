@@ -46,7 +46,7 @@ class Window(NamedTuple):
     counts: dict[str, Tensor]
     tokens: int
     supervised: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  nobody looks a window up in itself
     size: int
     position: int
     seed: int
@@ -220,3 +220,24 @@ class WindowLoader:
         """Micro-batches, without end."""
         for window in self._windows:
             yield from window
+
+
+class EvalLoader:
+    """Evaluation batches, the same on every pass. Not a DataLoader itself: Lightning would put a sampler of its own into one.
+
+    Args:
+        view: Examples in the view's own order.
+        collator: Makes batches.
+        batches: Positions of the examples of each batch.
+    """
+
+    def __init__(self, view: OrderedView, collator: EvalCollator, batches: list[list[int]]) -> None:
+        self._loader = DataLoader(view, batch_sampler=batches, collate_fn=collator)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches in order."""
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._loader)

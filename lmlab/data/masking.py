@@ -23,6 +23,7 @@ class MaskingConfig:
 
     Args:
         unit: Mask single tokens, or whole words (all pieces of a word or none).
+        chinese: What a word is in Chinese, for whole words: a piece of the vocabulary, or what a dictionary says (extra `zh`).
         mask_share: Share of chosen positions that become the mask token.
         random_share: Share that becomes a random token; the rest stays as it is.
         final_prob: Masking rate at the end of a linear schedule; None for a constant rate.
@@ -35,6 +36,7 @@ class MaskingConfig:
     """
 
     unit: Literal["token", "word"] = "token"
+    chinese: Literal["pieces", "words"] = "pieces"
     mask_share: float = 0.8
     random_share: float = 0.1
     final_prob: float | None = None

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
 from lmlab.cache import default_cache_dir
 from lmlab.data.batch import Batch, Feed
 from lmlab.data.cleaning import CleaningConfig
 from lmlab.data.corpus import Corpus, open_corpus
-from lmlab.data.loader import BatchPlan, EvalCollator, OrderedView, WindowCollator, WindowLoader
+from lmlab.data.loader import BatchPlan, EvalCollator, EvalLoader, OrderedView, WindowCollator, WindowLoader
 from lmlab.data.store import StoreConfig, TokenStore, build_store
 from lmlab.data.views import make_view
 from lmlab.errors import CheckpointError, ConfigError
@@ -33,13 +32,13 @@ class CorpusModule(LightningDataModule):
         tokenizer: Linked from `tokenizer` on the command line.
         feed: What the objective wants; linked from the objective on the command line.
         global_batch_size: Examples per optimiser step, over all ranks.
-        micro_batch_size: Examples per forward pass on one rank; gradient accumulation follows from it. None: as many as fit the global batch.
+        micro_batch_size: Examples per forward pass on one rank; gradient accumulation follows from it. None: the whole share of a rank.
         seed: Decides order, corruption and dropout; linked from `seed_everything` on the command line.
         num_workers: Processes that prepare batches ahead.
         eval_examples: Examples of the validation split to use, evenly spread; None for all.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each is a setting of its own on the command line
         self,
         corpus: str | dict[str, Any],
         tokenizer: Tokenizer | None = None,
@@ -56,6 +55,7 @@ class CorpusModule(LightningDataModule):
     ) -> None:
         """Stores the settings; nothing is read before `prepare_data`."""
         super().__init__()
+        BatchPlan(global_size=global_batch_size, micro_size=global_batch_size if micro_batch_size is None else micro_batch_size)
         self.corpus_spec, self.tokenizer, self.feed = corpus, tokenizer, feed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.eval_examples = num_workers, eval_examples
@@ -91,7 +91,7 @@ class CorpusModule(LightningDataModule):
     def plan(self) -> BatchPlan:
         """How the global batch is cut on this rank."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        micro = self.micro_batch_size or max(1, self.global_batch_size // world)
+        micro = max(1, self.global_batch_size // world) if self.micro_batch_size is None else self.micro_batch_size
         return BatchPlan(global_size=self.global_batch_size, micro_size=micro, rank=rank, world_size=world)
 
     def train_dataloader(self) -> WindowLoader:
@@ -100,15 +100,15 @@ class CorpusModule(LightningDataModule):
         view = OrderedView(self.view("train"), seed=self.seed)
         return WindowLoader(view, WindowCollator(feed.collate, self.plan, self.seed), self.windows_done, self.num_workers)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> EvalLoader:
         """Validation batches, the same in every run with this corpus and feed."""
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> EvalLoader:
         """Test batches."""
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
+    def predict_dataloader(self) -> EvalLoader:
         """Batches of the test split."""
         return self._eval_loader("test")
 
@@ -154,7 +154,7 @@ class CorpusModule(LightningDataModule):
     def fingerprints(self) -> dict[str, str]:
         """Names of the text and the tokenizer, for run records and checkpoints."""
         _, tokenizer = self._fed()
-        return {"data_fingerprint": next(iter(self.stores.values())).fingerprint, "tokenizer_fingerprint": tokenizer.fingerprint}
+        return {"tokenizer_fingerprint": tokenizer.fingerprint, "data_fingerprint": next(iter(self.stores.values())).fingerprint}
 
     def _build(self) -> Mapping[str, TokenStore]:
         _, tokenizer = self._fed()
@@ -170,10 +170,18 @@ class CorpusModule(LightningDataModule):
             )
         return self.feed, self.tokenizer
 
-    def _eval_loader(self, split: str) -> DataLoader[Batch]:
+    def evaluation(self, split: str) -> OrderedView:
+        """The examples of a split that evaluation uses, before corruption.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        return OrderedView(self.view(split), seed=None, limit=self.eval_examples)
+
+    def _eval_loader(self, split: str) -> EvalLoader:
         feed, _ = self._fed()
         plan = self.plan
-        view = OrderedView(self.view(split), seed=None, limit=self.eval_examples)
+        view = self.evaluation(split)
         share = range(plan.rank, len(view) - len(view) % plan.world_size, plan.world_size)  # the same number of batches on every rank
         batches = [list(share[i : i + plan.micro_size]) for i in range(0, len(share), plan.micro_size)]
-        return DataLoader(view, batch_sampler=batches, collate_fn=EvalCollator(feed.eval_collate))  # type: ignore[arg-type]
+        return EvalLoader(view, EvalCollator(feed.eval_collate), batches)

@@ -7,6 +7,8 @@ resumed, moved to other workers or repeated sees the same text in the same order
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import overload
 
 import numpy as np
@@ -72,7 +74,7 @@ def rng(seed: int, *counters: int) -> np.random.Generator:
     Source: Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3", section 3.2 (Philox).
     """
     low = hash64(seed, *counters)
-    return np.random.Generator(np.random.Philox(_Key(np.array([low, _mix(low ^ _MASK)], np.uint64))))  # type: ignore[arg-type]  # the stub knows one class of the protocol
+    return np.random.Generator(np.random.Philox(_Key(np.array([low, _mix(low ^ _MASK)], np.uint64))))  # type: ignore[arg-type]
 
 
 @overload
@@ -103,7 +105,7 @@ def permute(n: int | np.ndarray, size: int, key: int) -> int | np.ndarray:
     _check_range(n, size)
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
-    keys = [hash64(key, i) for i in range(_ROUNDS if size >= _SMALL else _SMALL_ROUNDS)]
+    keys = _round_keys(key, _ROUNDS if size >= _SMALL else _SMALL_ROUNDS)
     if isinstance(n, np.ndarray):
         return _permute_array(n, size, rows, columns, keys)
     while True:
@@ -138,11 +140,16 @@ def example_at(position: int, size: int, seed: int) -> int:
 
 def _check_range(n: int | np.ndarray, size: int) -> None:
     low, high = (int(n.min(initial=0)), int(n.max(initial=0))) if isinstance(n, np.ndarray) else (n, n)
-    if not (0 <= low and high < size):
+    if not (low >= 0 and high < size):
         raise ConfigError(f"{low if low < 0 else high} is not in the range [0, {size})", why="a permutation maps a range onto itself")
 
 
-def _permute_array(n: np.ndarray, size: int, rows: int, columns: int, keys: list[int]) -> np.ndarray:
+@lru_cache(maxsize=64)  # an epoch asks for the same ones again and again
+def _round_keys(key: int, rounds: int) -> tuple[int, ...]:
+    return tuple(hash64(key, i) for i in range(rounds))
+
+
+def _permute_array(n: np.ndarray, size: int, rows: int, columns: int, keys: Sequence[int]) -> np.ndarray:
     values = n.astype(np.uint64).ravel()
     todo = np.arange(values.size)
     while todo.size:

@@ -10,21 +10,20 @@ import re
 
 import numpy as np
 
-_CLOSERS = "\"'”’»)\\]）】」』》〉"
-
-_BOUNDARY = re.compile(
-    rf"(?P<wide>[。！？｡]+[…—]*[{_CLOSERS}]*\s*)"  # Chinese: no space needed
-    rf"|(?P<dots>…+[{_CLOSERS}]+\s*)"  # an ellipsis ends a sentence only where it ends what is said
-    rf"|(?P<latin>[.!?…]+[{_CLOSERS}_*]*(?:\s+|(?=[\u3400-\u9fff“「『])))"
-    r"|(?P<paragraph>\n[^\S\n]*\n\s*)"
-)
+_WIDE = frozenset("。！？｡")  # end a sentence without a space after them
+_END = re.compile(r"[.!?…。！？｡][.!?…。！？｡—]*([\"'”’»)\]）】」』》〉_*]*)(\s*)")
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
+_STARTS_CHINESE = re.compile("[\u3400-\u9fff“「『]")
 _OPENERS = "\"'“‘«([（【「『《〈_*-–— "
 _LAST_WORD = re.compile(r"([^\W\d_]+(?:\.[^\W\d_]+)*)$")
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms messrs mme dr st jr sr prof rev hon capt col gen lt sgt maj esq etc vs viz cf al fig figs eq eqs sec vol no nos pp ed eds "
-    "inc ltd co corp dept univ jan feb mar apr jun jul aug sep sept oct nov dec e.g i.e a.m p.m u.s u.k approx ca".split()
+_WRITTEN_WITH_A_STOP = (
+    "mr mrs ms messrs mme dr st jr sr prof rev hon capt col gen lt sgt maj esq etc vs viz cf al fig figs eq eqs sec vol no nos p pp ch "
+    "chap art ed eds inc ltd co corp dept univ jan feb mar apr jun jul aug sep sept oct nov dec e.g i.e a.m p.m u.s u.k approx ca"
 )
-_NUMBERED = frozenset({"no", "nos", "pp", "fig", "figs", "eq", "eqs", "sec", "vol", "al", "etc", "co", "inc", "ltd", "jr", "sr"})
+_ABBREVIATIONS = frozenset(_WRITTEN_WITH_A_STOP.split())
+_NUMBERED = frozenset(
+    {"no", "nos", "p", "pp", "ch", "chap", "art", "fig", "figs", "eq", "eqs", "sec", "vol", "al", "etc", "co", "inc", "ltd", "jr", "sr"}
+)
 
 
 def sentence_starts(text: str) -> np.ndarray:
@@ -42,12 +41,23 @@ def sentence_starts(text: str) -> np.ndarray:
     """
     if not text:
         return np.zeros(0, np.int64)
-    starts = [0]
-    for match in _BOUNDARY.finditer(text):
-        end = match.end()
-        if end < len(text) and (match.lastgroup != "latin" or _ends_latin(text, match.start(), end)):
-            starts.append(end)
-    return np.array(starts, np.int64)
+    starts = {match.end() for match in _END.finditer(text) if _is_boundary(text, match)}
+    starts.update(match.end() for match in _PARAGRAPH.finditer(text))
+    starts.discard(len(text))
+    return np.array(sorted(starts | {0}), np.int64)
+
+
+def _is_boundary(text: str, match: re.Match[str]) -> bool:
+    begin, end = match.start(), match.end()
+    marks = text[begin : match.start(1)]
+    if not _WIDE.isdisjoint(marks):
+        return True
+    if not match.group(2):  # no space
+        if "…" in marks:  # an ellipsis within Chinese text ends a sentence only where it ends what is said
+            return bool(match.group(1))
+        if not _STARTS_CHINESE.match(text, end):
+            return False
+    return _ends_latin(text, begin, end)
 
 
 def _ends_latin(text: str, start: int, end: int) -> bool:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.config import require
+from lmlab.nn import explicit
 from lmlab.nn.cache import KeysValues, LayerCache
 from lmlab.nn.init import InitConfig, init_linear
-from lmlab.nn.mask import Visibility
+from lmlab.nn.mask import Visibility, causal_scores
 from lmlab.nn.position import Rotary, rotate
 from lmlab.nn.varlen import attend_segments
 
@@ -105,15 +106,19 @@ class Attention(nn.Module, ABC):
         Returns:
             (B, T, D). A query that may attend nothing gets the output projection's bias, not NaN.
         """
+        dropout = self.config.dropout if self.training else 0.0
         if visible.segments is not None:
             mixed = attend_segments(query, key, value, visible.segments, causal=visible.causal, scale=self.config.scale)
+        elif explicit.preferable(query, key):
+            added = causal_scores(query.shape[1], query.dtype, query.device) if visible.causal else visible.scores
+            mixed = explicit.attend_explicitly(query, key, value, added, scale=self.config.scale, dropout=dropout)
         else:
             mixed = F.scaled_dot_product_attention(
                 query.transpose(1, 2),
                 key.transpose(1, 2),
                 value.transpose(1, 2),
                 attn_mask=visible.scores,
-                dropout_p=self.config.dropout if self.training else 0.0,
+                dropout_p=dropout,
                 is_causal=visible.causal,
                 scale=self.config.scale,
                 enable_gqa=self.grouped,

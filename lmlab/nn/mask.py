@@ -72,6 +72,20 @@ def not_ahead(length: int, past: int, device: torch.device) -> Tensor:
     return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)[None, None]
 
 
+def causal_scores(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The causal rule of a row without a past, to add to attention scores.
+
+    Args:
+        length: T.
+        dtype: Of queries and keys.
+        device: Where to make it.
+
+    Returns:
+        (1, 1, T, T): 0 up to the diagonal, -inf above it.
+    """
+    return torch.full((length, length), -torch.inf, dtype=dtype, device=device).triu_(1)[None, None]
+
+
 def scores(allowed: list[Tensor], bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Joins rules and position bias into one tensor to add to attention scores.
 

@@ -51,7 +51,9 @@ def rotate(x: Tensor, table: Rotary) -> Tensor:
         x: (B, T, H, K) queries or keys, before the heads are moved in front (the memory is contiguous here).
         table: From `rotary`.
     """
-    return torch.addcmul(x * table.cos, x.roll(x.shape[-1] // 2, dims=-1), table.sin)
+    first, second = x.chunk(2, dim=-1)
+    # `roll` would do, but AOTAutograd mistakes the memory layout of its gradient
+    return torch.addcmul(x * table.cos, torch.cat((second, first), dim=-1), table.sin)
 
 
 def sinusoids(positions: Tensor, size: int, dtype: torch.dtype) -> Tensor:

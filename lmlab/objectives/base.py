@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmlab.backbones.base import BackboneConfig
 from lmlab.config import Recorded
-from lmlab.data.batch import Batch, Example, Feed
+from lmlab.data.batch import IGNORE_INDEX, Batch, Example, Feed
 from lmlab.data.loader import Window
 from lmlab.errors import ConfigError
 from lmlab.optim import OptimizerConfig, ScheduleConfig, set_learning_rate
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     """
 
     sum: Tensor
-    count: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  nobody counts the fields of a part
     weight: float = 1.0
 
 
@@ -56,6 +56,20 @@ class Losses(NamedTuple):
         """
         terms = [part.weight * part.sum / counts[name].clamp(min=1) for name, part in self.parts.items()]
         return torch.stack([t.squeeze() for t in terms]).sum()
+
+
+class Prediction(NamedTuple):
+    """One example of `lmlab predict`.
+
+    Args:
+        input: What the model was shown.
+        target: The tokens it was asked for, in order.
+        predicted: The likeliest token for each of them, given what came before in the text.
+    """
+
+    input: str
+    target: str
+    predicted: str
 
 
 class Progress(Protocol):
@@ -149,6 +163,22 @@ class Objective(Recorded, LightningModule, ABC):
             batch: What the collator made; only shapes are read.
         """
 
+    def predicted_ids(self, batch: Batch) -> Tensor:
+        """The likeliest token wherever the batch has a label; for objectives whose labels are tokens.
+
+        Args:
+            batch: What the collator made.
+
+        Returns:
+            Tensor like `labels`; what stands where there is no label means nothing.
+
+        Raises:
+            ConfigError: If the objective does not predict tokens.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} does not predict tokens", where="lmlab predict", remedy="measure it with `lmlab validate`"
+        )
+
     def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
         """Texts by which a person sees what the model has learnt; none, unless an objective can write.
 
@@ -192,7 +222,8 @@ class Objective(Recorded, LightningModule, ABC):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs the mean over the window after the optimiser's step."""
         if batch["window"].is_last:
-            if self.trainer.global_step % self.trainer.log_every_n_steps and self.trainer.world_size > 1:
+            every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
+            if self.trainer.global_step % every and self.trainer.world_size > 1:
                 return  # spares an all-reduce; the next log covers these windows too
             means = self._train_tally.means(self._sum_over_ranks)
             # `step` is what loggers plot against: steps done, counted from 1
@@ -218,6 +249,19 @@ class Objective(Recorded, LightningModule, ABC):
         """Logs `test/loss`."""
         self._log_eval("test")
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """What the model was shown, what it was asked for, and what it would have said, as text."""
+        predicted, decode = self.predicted_ids(batch), self.tokenizer.decode
+        rows = zip(batch["input_ids"].tolist(), batch["labels"], predicted, strict=True)
+        return [
+            Prediction(
+                decode(shown, skip_special=False),
+                decode(wanted[wanted != IGNORE_INDEX].tolist(), skip_special=False),
+                decode(said[wanted != IGNORE_INDEX].tolist(), skip_special=False),
+            )
+            for shown, wanted, said in rows
+        ]
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser, with its groups made by parameter name."""
         return self.optimizer_config.build((n, p) for n, p in self.named_parameters() if p.requires_grad)
@@ -233,8 +277,10 @@ class Objective(Recorded, LightningModule, ABC):
 
     def _log_eval(self, stage: str) -> None:
         means = self._eval_tally.means(self._sum_over_ranks)
-        self.log("step", float(self.trainer.global_step))
-        self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
+        # the values are the same on all ranks; `sync_dist` only keeps Lightning from warning that they might not be
+        sync = self.trainer.world_size > 1
+        self.log("step", float(self.trainer.global_step), sync_dist=sync)
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=sync)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum") if self.trainer.world_size > 1 else value  # type: ignore[return-value]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.backbones import BackboneConfig, Decoder
@@ -56,6 +56,10 @@ class CLM(Objective):
     Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.1, equation 1.
     """
 
+    backbone: Decoder
+    head: LMHead
+    token_bytes: Tensor
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -76,7 +80,7 @@ class CLM(Objective):
     def build(self, backbone: nn.Module | None = None) -> None:
         """Builds a decoder and a language-modelling head, tied if the backbone says so."""
         config, size = self.backbone_config, self.tokenizer.vocab_size
-        self.backbone = backbone or Decoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
+        self.backbone = cast("Decoder | None", backbone) or Decoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
         self.head = LMHead(config, vocab_size=size, embedding=self.backbone.embedding)
         self.register_buffer("token_bytes", torch.from_numpy(self.tokenizer.token_bytes()), persistent=False)
 
@@ -86,19 +90,26 @@ class CLM(Objective):
         Returns:
             Part `clm`, in nats; monitor `bits_per_byte` outside training.
         """
-        logits = self.logits(batch).flatten(0, 1)
         labels = batch["labels"].flatten()
-        nats = F.cross_entropy(logits, labels, reduction="sum")
+        nats = self.head.nats(self.states(batch).flatten(0, 1), labels)
         part = Part(nats, batch["counts"]["clm"])
         if self.training:
             return Losses({"clm": part}, {})
         num_bytes = self.token_bytes[labels].sum()
         return Losses({"clm": part}, {"bits_per_byte": Part(nats.detach() / np.log(2), num_bytes)})
 
+    def predicted_ids(self, batch: Batch) -> Tensor:
+        """The likeliest token at each position, (B, T) int64."""
+        return self.logits(batch).argmax(-1)
+
     def logits(self, batch: Batch) -> Tensor:
         """(B, T, V) scores of the next token at each position."""
+        return self.head(self.states(batch))
+
+    def states(self, batch: Batch) -> Tensor:
+        """(B, T, D) states of each position, which know nothing of later ones."""
         keys = ("attention_mask", "document_ids", "position_ids")
-        return self.head(self.backbone(batch["input_ids"], **{k: batch[k] for k in keys if k in batch}))
+        return self.backbone(batch["input_ids"], **{k: batch[k] for k in keys if k in batch})
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], config: DecodingConfig = DecodingConfig()) -> list[str]:

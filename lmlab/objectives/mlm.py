@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.backbones import BackboneConfig, Encoder
@@ -53,6 +52,9 @@ class MLM(Objective):
     Source: Devlin et al. 2019, "BERT", section 3.1, task 1; Liu et al. 2019, "RoBERTa", section 4.1 (dynamic masking).
     """
 
+    backbone: Encoder
+    head: MLMHead
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -66,7 +68,9 @@ class MLM(Objective):
         """Stores the configs."""
         super().__init__(tokenizer, backbone, optimizer, schedule)
         self.length, self.mask_prob, self.masking = length, mask_prob, masking
-        require(0 < mask_prob < 1, self, "mask_prob", "a masking rate lies between 0 and 1", "0.15 is BERT's, 0.3 to 0.4 often learns faster")
+        require(
+            0 < mask_prob < 1, self, "mask_prob", "a masking rate lies between 0 and 1", "0.15 is BERT's, 0.3 to 0.4 often learns faster"
+        )
 
     def feed(self) -> Feed:
         """Packed blocks, each document between CLS and SEP; the evaluation masks at a fixed rate, the same positions every time."""
@@ -80,13 +84,13 @@ class MLM(Objective):
             eval_collate=dataclasses.replace(collate, config=frozen, prob=self.masking.eval_prob),
             prefix=(tokenizer.cls_id,),
             suffix=(tokenizer.sep_id,),
-            word_starts="mark" if self.masking.unit == "word" else "none",
+            word_starts=self.masking.chinese if self.masking.unit == "word" else "none",
         )
 
     def build(self, backbone: nn.Module | None = None) -> None:
         """Builds an encoder and BERT's prediction head, tied if the backbone says so."""
         config, size = self.backbone_config, self.tokenizer.vocab_size
-        self.backbone = backbone or Encoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
+        self.backbone = cast("Encoder | None", backbone) or Encoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
         self.head = MLMHead(config, vocab_size=size, embedding=self.backbone.embedding)
 
     def losses(self, batch: Batch) -> Losses:
@@ -96,12 +100,17 @@ class MLM(Objective):
             Part `mlm`, in nats; monitor `accuracy` outside training.
         """
         rows = self.states(batch).flatten(0, 1).index_select(0, batch["supervised"])
-        logits = self.head(rows)
         labels = batch["labels"].flatten().index_select(0, batch["supervised"])
-        part = Part(F.cross_entropy(logits, labels, reduction="sum"), batch["counts"]["mlm"])
+        part = Part(self.head.nats(rows, labels), batch["counts"]["mlm"])
         if self.training:
             return Losses({"mlm": part}, {})
-        return Losses({"mlm": part}, {"accuracy": Part((logits.argmax(-1) == labels).sum(), part.count)})
+        return Losses({"mlm": part}, {"accuracy": Part((self.head(rows).argmax(-1) == labels).sum(), part.count)})
+
+    def predicted_ids(self, batch: Batch) -> Tensor:
+        """The likeliest token at each masked position, (B, T) int64; `IGNORE_INDEX` elsewhere."""
+        rows = self.states(batch).flatten(0, 1).index_select(0, batch["supervised"])
+        flat = torch.full_like(batch["labels"], IGNORE_INDEX).flatten()
+        return flat.index_copy(0, batch["supervised"], self.head(rows).argmax(-1)).view_as(batch["labels"])
 
     def states(self, batch: Batch) -> Tensor:
         """(B, T, D) contextual states."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmlab.backbones import BackboneConfig, EncoderDecoder
@@ -40,6 +40,9 @@ class SpanCorruption(Objective):
     Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", sections
     3.1.4 and 3.3.4 (15 %, mean span 3).
     """
+
+    backbone: EncoderDecoder
+    head: LMHead
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class SpanCorruption(Objective):
     def build(self, backbone: nn.Module | None = None) -> None:
         """Builds an encoder-decoder and a language-modelling head, tied if the backbone says so."""
         config, size = self.backbone_config, self.tokenizer.vocab_size
-        self.backbone = backbone or EncoderDecoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
+        self.backbone = cast("EncoderDecoder | None", backbone) or EncoderDecoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
         self.head = LMHead(config, vocab_size=size, embedding=self.backbone.embedding)
 
     def losses(self, batch: Batch) -> Losses:
@@ -87,16 +90,24 @@ class SpanCorruption(Objective):
         Returns:
             Part `span_corruption`, in nats; monitor `accuracy` outside training.
         """
-        logits, labels = self.logits(batch).flatten(0, 1), batch["labels"].flatten()
-        part = Part(F.cross_entropy(logits, labels, reduction="sum"), batch["counts"]["span_corruption"])
+        rows, labels = self.states(batch).flatten(0, 1), batch["labels"].flatten()
+        part = Part(self.head.nats(rows, labels), batch["counts"]["span_corruption"])
         if self.training:
             return Losses({"span_corruption": part}, {})
-        return Losses({"span_corruption": part}, {"accuracy": Part((logits.argmax(-1) == labels).sum(), part.count)})
+        return Losses({"span_corruption": part}, {"accuracy": Part((self.head(rows).argmax(-1) == labels).sum(), part.count)})
+
+    def predicted_ids(self, batch: Batch) -> Tensor:
+        """The likeliest token at each position, (B, T) int64."""
+        return self.logits(batch).argmax(-1)
 
     def logits(self, batch: Batch) -> Tensor:
         """(B, T, V) scores of each target token."""
+        return self.head(self.states(batch))
+
+    def states(self, batch: Batch) -> Tensor:
+        """(B, T, D) states of the decoder at each target position."""
         keys = ("attention_mask", "document_ids", "position_ids", "decoder_attention_mask", "decoder_document_ids", "decoder_position_ids")
-        return self.head(self.backbone(batch["input_ids"], batch["decoder_input_ids"], **{k: batch[k] for k in keys if k in batch}))
+        return self.backbone(batch["input_ids"], batch["decoder_input_ids"], **{k: batch[k] for k in keys if k in batch})
 
     @torch.no_grad()
     def fill(self, rows: Sequence[Sequence[int]], config: DecodingConfig = DecodingConfig(temperature=0)) -> list[dict[int, list[int]]]:

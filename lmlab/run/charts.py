@@ -19,9 +19,11 @@ from lmlab.run.scales import Axis, Scale, log_ticks, nice_ticks, spread
 Role = Literal["train", "val", "quiet"]
 
 STYLE = """
-.chart{--train:#2f6fb0;--val:#c4511d;--quiet:#8a8f98;--ink:#1d2126;--soft:#676d76;--rule:#e4e6ea;--paper:#fff}
-@media (prefers-color-scheme:dark){.chart{--train:#74aef0;--val:#f29a5b;--quiet:#7b828c;--ink:#e8eaed;--soft:#9aa1ab;--rule:#2d3239;--paper:#16181c}}
-.chart text{font:12px/1 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;fill:var(--soft);font-variant-numeric:tabular-nums}
+.chart{--train:#2f6fb0;--val:#c4511d;--quiet:#8a8f98;--soft:#676d76;--rule:#e4e6ea;--paper:#fff}
+@media (prefers-color-scheme:dark){
+.chart{--train:#74aef0;--val:#f29a5b;--quiet:#7b828c;--soft:#9aa1ab;--rule:#2d3239;--paper:#16181c}}
+.chart text{font:12px/1 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;font-variant-numeric:tabular-nums;
+fill:var(--soft)}
 .chart .rule{stroke:var(--rule);stroke-width:1}.chart .base{stroke:var(--quiet);stroke-width:1}
 .chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .chart .raw{fill:none;stroke-width:1;opacity:.32}
@@ -30,7 +32,6 @@ STYLE = """
 .chart text.quiet{stroke:none;fill:var(--soft)}
 .chart circle{stroke:var(--paper);stroke-width:1.5}.chart circle.train{fill:var(--train)}.chart circle.val{fill:var(--val)}
 .chart circle.quiet{fill:var(--quiet)}
-.chart .anchor{stroke:var(--quiet);stroke-width:1;stroke-dasharray:3 4}
 """
 """Rules shared by the page and the files in `plots/`."""
 
@@ -68,6 +69,7 @@ class Chart:
         x_label: What the horizontal axis counts.
         x_scale: Logarithmic to see the beginning; points at 0 are left out then.
         y_zero: Whether the vertical axis begins at 0.
+        prefixes: Whether 10^9 on the vertical axis is `B` or `G`.
     """
 
     title: str
@@ -75,6 +77,7 @@ class Chart:
     x_label: str = "steps"
     x_scale: Scale = "linear"
     y_zero: Literal["include", "free"] = "free"
+    prefixes: Literal["count", "si"] = "count"
 
 
 def draw(chart: Chart, width: int = 760, height: int = 280, alone: Literal["inline", "file"] = "inline") -> str:
@@ -94,20 +97,20 @@ def draw(chart: Chart, width: int = 760, height: int = 280, alone: Literal["inli
     if not lines:
         return ""
     curves = [average(line.series) if line.smooth == "average" else line.series for line in lines]
-    labels = [f"{line.label} {loss(_last_finite(curve.y))}".strip() for line, curve in zip(lines, curves, strict=True)]
+    labels = [f"{line.label} {_value(_last_finite(curve.y), chart)}".strip() for line, curve in zip(lines, curves, strict=True)]
     y_low, y_high = _range([v for line in lines for v in line.series.y], chart.y_zero)
-    y_ticks = nice_ticks(y_low, y_high, max(2, height // 55))
-    left = 10 + CHARACTER * max(len(compact(t)) for t in y_ticks)
-    right = 14 + CHARACTER * max(map(len, labels))
+    y_ticks = nice_ticks(y_low, y_high, max(2, height // 45))
+    left = 10 + CHARACTER * max(len(compact(t, chart.prefixes)) for t in y_ticks)
+    right = max(14 + CHARACTER * max(map(len, labels)), 26 + CHARACTER * len(chart.x_label))
     xs = [v for line in lines for v in line.series.x]
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
-        x_low, x_high = (x_low * 0.9, x_high * 1.1) if x_low > 0 else (x_low - 1, x_high + 1)
-    elif chart.x_scale == "linear" and 0 < x_low < 0.1 * x_high:
+        x_low, x_high = (x_low / 2, x_high * 2) if chart.x_scale == "log" else (min(x_low, 0.0), max(2 * x_high, 1.0))
+    elif chart.x_scale == "linear" and 0 < x_low < 0.35 * x_high:
         x_low = 0.0
     horizontal = Axis(x_low, x_high, left, width - right, chart.x_scale)
     vertical = Axis(y_low, y_high, height - 34, 10)
-    parts = [*_axes(horizontal, vertical, y_ticks, chart.x_label, width)]
+    parts = [*_grid(horizontal, vertical, y_ticks, chart.prefixes), *_ruler(horizontal, vertical.start, chart.x_label)]
     ends = []
     for line, curve in zip(lines, curves, strict=True):
         if line.smooth == "average":
@@ -119,19 +122,28 @@ def draw(chart: Chart, width: int = 760, height: int = 280, alone: Literal["inli
     for (x, _), y, line, label in zip(ends, spread([y for _, y in ends], LINE_HEIGHT, 10, height - 34), lines, labels, strict=True):
         parts.append(f'<text class="{line.role}" x="{x + 8:.1f}" y="{y + 4:.1f}">{escape(label)}</text>')
     described = "; ".join(_describe(line, curve, chart.x_label) for line, curve in zip(lines, curves, strict=True))
-    scale = f'data-x="{x_low:.9g} {x_high:.9g} {left:.1f} {width - right:.1f} {chart.x_scale}" data-y="{y_low:.9g} {y_high:.9g} {height - 34} 10"'
     style = f"<style>{STYLE}.chart{{background:var(--paper)}}</style>" if alone == "file" else ""
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'{scale} data-unit="{escape(chart.x_label)}" aria-label="{escape(f"{chart.title}. {described}")}">'
-        f"<title>{escape(chart.title)}</title>{style}{''.join(parts)}</svg>"
-    )
+    attributes = {
+        "xmlns": "http://www.w3.org/2000/svg",
+        "class": "chart",
+        "role": "img",
+        "viewBox": f"0 0 {width} {height}",
+        "width": width,
+        "height": height,
+        "data-x": f"{x_low:.9g} {x_high:.9g} {horizontal.start:.1f} {horizontal.end:.1f} {chart.x_scale}",
+        "data-y": f"{y_low:.9g} {y_high:.9g} {vertical.start} {vertical.end}",
+        "data-unit": chart.x_label,
+        "aria-label": f"{chart.title}. {described}",
+    }
+    tag = " ".join(f'{name}="{escape(str(value))}"' for name, value in attributes.items())
+    return f"<svg {tag}><title>{escape(chart.title)}</title>{style}{''.join(parts)}</svg>"
 
 
 def average(series: Series, share: float = 0.03) -> Series:
     """A moving average that neither lags behind nor bends the steep beginning.
 
-    The window grows symmetrically from the first point; at the end it looks back only, so that the last value is a mean too.
+    The window is symmetric and small near the first points, where a loss falls fastest; at the end it looks back only, so that the
+    last value is a mean too.
 
     Args:
         series: The raw points; those that are not finite are left out.
@@ -144,7 +156,7 @@ def average(series: Series, share: float = 0.03) -> Series:
         sums.append(sums[-1] + y)
     means = []
     for index in range(len(points)):
-        reach = min(half, index)
+        reach = min(half, index // 5)
         low, high = index - reach, min(index + reach + 1, len(points))
         means.append((sums[high] - sums[low]) / (high - low))
     return Series([x for x, _ in points], means)
@@ -167,36 +179,34 @@ def _range(values: Sequence[float], zero: Literal["include", "free"]) -> tuple[f
     return (low if zero == "include" and low == 0 else low - pad), high + pad
 
 
-def _axes(horizontal: Axis, vertical: Axis, y_ticks: Sequence[float], x_label: str, width: int) -> list[str]:
+def _grid(horizontal: Axis, vertical: Axis, ticks: Sequence[float], prefixes: Literal["count", "si"]) -> list[str]:
     parts = []
-    for tick in y_ticks:
+    for tick in ticks:
         y = vertical.pixel(tick)
         parts.append(f'<line class="rule" x1="{horizontal.start:.1f}" x2="{horizontal.end:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{horizontal.start - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{compact(tick)}</text>')
-    room = max(2, int((horizontal.end - horizontal.start) / 75))
-    low, high = horizontal.low, horizontal.high
-    ticks = log_ticks(low, high, room) if horizontal.scale == "log" else nice_ticks(low, high, room)
-    base = vertical.start
-    parts.append(f'<line class="base" x1="{horizontal.start:.1f}" x2="{horizontal.end:.1f}" y1="{base}" y2="{base}"/>')
+        parts.append(f'<text x="{horizontal.start - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{compact(tick, prefixes)}</text>')
+    return parts
+
+
+def _ruler(axis: Axis, base: float, label: str) -> list[str]:
+    room = max(2, int((axis.end - axis.start) / 75))
+    ticks = log_ticks(axis.low, axis.high, room) if axis.scale == "log" else nice_ticks(axis.low, axis.high, room)
+    whole = [tick for tick in ticks if tick == int(tick)]
+    ticks = whole if len(whole) > 1 else ticks  # there is no step 1.5
+    parts = [f'<line class="base" x1="{axis.start:.1f}" x2="{axis.end:.1f}" y1="{base}" y2="{base}"/>']
     for tick in ticks:
-        x = horizontal.pixel(tick)
+        x = axis.pixel(tick)
         parts.append(f'<line class="base" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 4}"/>')
         parts.append(f'<text x="{x:.1f}" y="{base + 18}" text-anchor="middle">{compact(tick)}</text>')
-    parts.append(f'<text x="{width - 4}" y="{base + 18}" text-anchor="end">{escape(x_label)}</text>')
+    parts.append(f'<text x="{axis.end + 22:.1f}" y="{base + 18}">{escape(label)}</text>')
     return parts
 
 
 def _path(series: Series, horizontal: Axis, vertical: Axis) -> str:
     """Path data; a value that is not finite interrupts the line."""
-    pieces: list[str] = []
-    stretch: list[tuple[float, float]] = []
-    for x, y in [*zip(*series, strict=True), (math.nan, math.nan)]:
-        if math.isfinite(y):
-            stretch.append((horizontal.pixel(x), vertical.pixel(y)))
-        elif stretch:
-            pieces.append("M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in _thin(stretch)))
-            stretch = []
-    return "".join(pieces)
+    points = zip(horizontal.pixels(series.x), vertical.pixels(series.y), strict=True)
+    stretches = [_thin(list(group)) for is_drawn, group in itertools.groupby(points, lambda p: math.isfinite(p[1])) if is_drawn]
+    return "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in stretch) for stretch in stretches)
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -217,6 +227,10 @@ def _dots(line: Line, curve: Series, horizontal: Axis, vertical: Axis) -> list[s
         f"<title>{escape(line.label)} {loss(y)} at {compact(x)}</title></circle>"
         for x, y in shown
     ]
+
+
+def _value(value: float, chart: Chart) -> str:
+    return compact(value, chart.prefixes) if abs(value) >= 1e4 else loss(value)
 
 
 def _last_finite(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from lmlab.run.escaping import text
 from lmlab.run.metrics import Metrics
 from lmlab.run.numbers import grouped, loss
 
-WIDE, NARROW, SMALL = (830, 300), (380, 250), (380, 190)
+WIDE, NARROW, SMALL = (816, 300), (380, 250), (380, 190)
 MAX_VALIDATIONS = 200  # rows of the table
 
 VIEWS = (
@@ -80,7 +80,8 @@ def small_charts(metrics: Metrics) -> list[tuple[str, str, Chart]]:
             lines.append(Line(label=label, series=series, role=role, smooth=smooth, dots="each" if role == "val" else "none"))  # type: ignore[arg-type]
         title, note = TITLES.get(name, (quantity.replace("_", " ").capitalize() or name, "" if len(pair) > 1 else stage))
         zero = "include" if name.startswith(("perf/", "train/learning_rate", "lr-")) else "free"
-        charts.append((title, note, Chart(title=title, lines=lines, y_zero=zero)))  # type: ignore[arg-type]
+        prefixes = "si" if "flops" in name else "count"
+        charts.append((title, note, Chart(title=title, lines=lines, y_zero=zero, prefixes=prefixes)))  # type: ignore[arg-type]
     return charts
 
 

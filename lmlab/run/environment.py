@@ -21,12 +21,35 @@ from lmlab.run.record import Git
 from lmlab.run.redaction import redact_command
 
 PACKAGES = (
-    "lmlab torch lightning transformers tokenizers torchmetrics jsonargparse numpy wandb deepspeed datasets pyarrow safetensors triton"
-).split()
+    "lmlab",
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "torchmetrics",
+    "jsonargparse",
+    "numpy",
+    "wandb",
+    "deepspeed",
+    "datasets",
+    "pyarrow",
+    "safetensors",
+    "triton",
+)
 VARIABLES = (
-    "OMP_NUM_THREADS MKL_NUM_THREADS OMP_PROC_BIND CUDA_VISIBLE_DEVICES CUBLAS_WORKSPACE_CONFIG PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF "
-    "PYTHONHASHSEED TOKENIZERS_PARALLELISM WORLD_SIZE LOCAL_WORLD_SIZE NCCL_P2P_DISABLE"
-).split()
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTHONHASHSEED",
+    "TOKENIZERS_PARALLELISM",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "NCCL_P2P_DISABLE",
+)
 """Environment variables that change speed or numbers; no others are looked at."""
 
 GIT_SECONDS = 10.0
@@ -137,7 +160,6 @@ def _torch() -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,

@@ -28,6 +28,15 @@ def list_runs(root: Path | str | None = None, name: str | None = None) -> list[R
     return sorted(runs, key=_started)
 
 
+def known_names(root: Path | str | None = None) -> list[str]:
+    """Names that have at least one run.
+
+    Args:
+        root: Folder of all runs, see `runs_root`.
+    """
+    return sorted(p.name for p in _folders(runs_root(root)) if _is_home(p))
+
+
 def find_run(spec: str | Path, root: Path | str | None = None) -> RunDirectory:
     """The run a person means.
 
@@ -48,7 +57,7 @@ def find_run(spec: str | Path, root: Path | str | None = None) -> RunDirectory:
     name = path.name if _is_home(path) else str(spec)
     home = path if _is_home(path) else base / name
     if not NAME_RULE.fullmatch(name) or not _is_home(home):
-        names = [p.name for p in _folders(base) if _is_home(p)]
+        names = known_names(base)
         remedy = nearest(name, names) if names else f"no runs in {base} yet: start one with `lmlab fit`, or set {ROOT_VARIABLE}"
         raise CheckpointError(f"there is no run '{spec}'", where=str(base), why="it is neither a folder of a run nor a name", remedy=remedy)
     runs = list_runs(home.parent, name)
@@ -68,7 +77,7 @@ def find_checkpoint(spec: str | Path | RunDirectory, which: str | None = None, r
 
     Args:
         spec: A run as in `find_run`; a `.ckpt` file stands for itself.
-        which: `best`, `last` or `step=N`; None takes the file named by `spec`, else best, else last, else the newest step.
+        which: `best`, `last` or `step=N`; None takes the file named by `spec`, else the best, else the last.
         root: Folder of all runs, see `runs_root`.
 
     Raises:
@@ -80,13 +89,17 @@ def find_checkpoint(spec: str | Path | RunDirectory, which: str | None = None, r
             raise _no_checkpoint(path.name, path.parent)
         return path
     run = spec if isinstance(spec, RunDirectory) else find_run(spec, root)
-    wanted = [which] if which is not None else ["best", "last", *(f"step={n}" for n in reversed(run.steps()))]
-    for stem in wanted:
-        if not re.fullmatch(r"best|last|step=\d+", stem):
-            raise CheckpointError(f"'{stem}' is not a checkpoint", where="--checkpoint", remedy="say best, last or step=N")
-        path = run.checkpoints / f"{stem}.ckpt"
-        if path.exists():
-            return path
+    if which is not None and not re.fullmatch(r"best|last|step=\d+", which):
+        raise CheckpointError(f"'{which}' is not a checkpoint", where="--checkpoint", remedy="say best, last or step=N")
+    steps = run.steps()
+    best, last = run.checkpoints / "best.ckpt", run.checkpoints / "last.ckpt"
+    newest = last if last.exists() else next(reversed(steps.values()), None)
+    if which in (None, "best") and best.exists():
+        return best
+    if which in (None, "last") and newest is not None:
+        return newest
+    if which is not None and which.startswith("step=") and int(which[5:]) in steps:
+        return steps[int(which[5:])]
     raise _no_checkpoint(which or "checkpoint", run.checkpoints)
 
 

@@ -128,7 +128,7 @@ class MetricsWriter:
     def _open(self) -> BinaryIO:
         if self._file is None:
             # Unbuffered: a row is one system call, so that it is whole in the file or not there at all when the process is killed.
-            self._file = open(self.path, "r+b", buffering=0)
+            self._file = self.path.open("r+b", buffering=0)
             self._file.seek(0, io.SEEK_END)
         return self._file
 

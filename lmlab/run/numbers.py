@@ -28,7 +28,7 @@ def compact(value: float, kind: Literal["count", "si"] = "count", digits: int = 
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{_trim(mantissa)}e{int(exponent)}"
     rounded = float(f"{value:.{digits}g}")  # first, so that 999 999 becomes 1 M and not 1000 k
-    power = min(max(int(math.floor(math.log10(abs(rounded)) / 3)), 0), len(PREFIXES[kind]) - 1)
+    power = min(max(math.floor(math.log10(abs(rounded)) / 3), 0), len(PREFIXES[kind]) - 1)
     scaled = rounded / 1000**power
     decimals = max(digits - 1 - math.floor(math.log10(abs(scaled))), 0)
     text = _trim(f"{scaled:.{decimals}f}")

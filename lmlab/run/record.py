@@ -82,6 +82,19 @@ class Record:
     flops_utilisation: float | None = None
     error: str = ""
 
+    @property
+    def objective_name(self) -> str:
+        """The objective's class without its modules."""
+        return self.objective.rpartition(".")[2]
+
+    def bits_per_byte(self) -> tuple[str, float] | None:
+        """Which of the two rulers the run has, and its value; a pseudo-likelihood keeps its label, for it is another ruler."""
+        for ruler in ("bits_per_byte", "pseudo_bits_per_byte"):
+            for name in sorted(self.metrics, key=lambda n: not n.startswith("val/")):
+                if name.rpartition("/")[2] == ruler:
+                    return ruler.replace("_", " "), self.metrics[name]
+        return None
+
     def save(self, path: Path) -> None:
         """Writes the record, whole or not at all.
 
@@ -115,7 +128,7 @@ class Record:
             )
         try:
             return cls(**{name: _decode(kind, content[name]) for name, kind in typing.get_type_hints(cls).items() if name in content})
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _broken(path, str(error)) from error
 
 
@@ -137,12 +150,14 @@ def _encode(value: Any) -> Any:
 
 def _decode(kind: Any, value: Any) -> Any:
     """Checks a value against the field's type, because a hand-edited file must not crash a table of runs."""
-    if value is None and type(None) in typing.get_args(kind):
-        return None
+    if value is None:
+        if type(None) in typing.get_args(kind):
+            return None
+        raise ValueError("a value is null")
     if kind == dict[str, float]:
-        return {str(k): _number(v) for k, v in dict(value).items()}
+        return {str(k): _number(v) for k, v in value.items()}
     if kind == dict[str, str]:
-        return {str(k): str(v) for k, v in dict(value).items()}
+        return {str(k): str(v) for k, v in value.items()}
     if kind == Git | None:
         return Git(commit=str(value["commit"]), dirty=bool(value["dirty"]))
     if kind in (int, int | None, float | None):

@@ -82,7 +82,7 @@ def redact_command(argv: Sequence[str]) -> list[str]:
         if secret_next and not word.startswith("--"):
             words.append(HIDDEN)
         elif index == 0:
-            words.append(_program(word))
+            words += _program(word)
         elif equals and re.fullmatch(r"[\w.+-]+", name):
             words.append(f"{name}={_redact_argument(name, value)}")
         else:
@@ -122,6 +122,6 @@ def _redact_argument(name: str, value: str) -> str:
     return str(redact(value, name))
 
 
-def _program(word: str) -> str:
+def _program(word: str) -> list[str]:
     path = Path(word)
-    return f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
+    return ["python", "-m", path.parent.name] if path.name == "__main__.py" else [path.name]

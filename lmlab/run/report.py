@@ -117,12 +117,13 @@ def _repeat(run: RunDirectory, record: Record, environment: dict[str, Any]) -> s
         )
     if config:
         lines.append(f"lmlab fit -c {shlex.quote('/'.join(run.path.parts[-3:]) + '/config.yaml')}")
-    parts = [f"<pre>{text(chr(10).join(lines))}</pre>" if lines else ""]
+    parts = [f'<pre class="command">{text(chr(10).join(lines))}</pre>' if lines else ""]
     threads = environment.get("torch", {}).get("threads")
     if threads:
         parts.append(f'<p class="note" style="margin-top:12px">Bit for bit only on the same machine with {text(threads)} threads.</p>')
     if environment.get("command"):
-        parts.append(f"<h3>As it was called</h3><pre>{text(shlex.join(map(str, environment['command'])))}</pre>")
+        called = text(shlex.join(map(str, environment["command"])))
+        parts.append(f'<h3>As it was called</h3><pre class="command">{called}</pre>')
     facts = {"configuration": record.config_hash, **record.data, "started from": record.parent}
     rows = "".join(f'<tr><th scope="row">{text(k)}</th><td><code>{text(redact_text(v))}</code></td></tr>' for k, v in facts.items() if v)
     parts.append(f"<details><summary>Fingerprints</summary><table><tbody>{rows}</tbody></table></details>" if rows else "")
@@ -142,7 +143,6 @@ def _machine(environment: dict[str, Any]) -> str:
         "memory": f"{compact(memory, 'si')}B" if memory else "",
         "accelerators": gpus,
         "system": " ".join(str(machine[key]) for key in ("system", "release", "architecture") if machine.get(key)),
-        "deterministic": {True: "yes", False: "no"}.get(torch.get("deterministic"), ""),
         "Python": environment.get("python"),
         **packages,
     }

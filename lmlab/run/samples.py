@@ -31,8 +31,8 @@ class Piece:
 class Sample:
     """One text, written or filled in by the model.
 
-    A continuation is a piece of the corpus and one of the model; a filled-in text alternates. Samples with the same corpus
-    pieces are shown as stages of one text.
+    A continuation is a piece of the corpus and one of the model; a filled-in text alternates. Samples that go back to the same
+    text of the corpus are shown as stages of one text.
 
     Args:
         step: Optimiser steps behind the model.
@@ -51,7 +51,7 @@ def append_samples(path: Path, samples: list[Sample]) -> None:
         samples: Of one stage of the training.
     """
     lines = "".join(json.dumps(asdict(sample)) + "\n" for sample in samples)  # ASCII: half a character of a lone surrogate stays writable
-    with open(path, "ab") as file:
+    with path.open("ab") as file:
         file.write(lines.encode("ascii"))
 
 
@@ -63,20 +63,20 @@ def read_samples(path: Path) -> list[Sample]:
     Args:
         path: The run's `samples.jsonl`; a missing one reads as empty.
     """
-    latest: dict[tuple[int, tuple[str, ...]], Sample] = {}
+    latest: dict[tuple[int, str], Sample] = {}
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             content = json.loads(line)
             sample = Sample(step=int(content["step"]), pieces=tuple(_piece(p) for p in content["pieces"]))
         except (ValueError, KeyError, TypeError):
             continue
-        latest[sample.step, given(sample)] = sample
+        latest[sample.step, origin(sample)] = sample
     return sorted(latest.values(), key=lambda sample: sample.step)
 
 
-def given(sample: Sample) -> tuple[str, ...]:
-    """The corpus pieces of a sample, by which stages of one text know each other."""
-    return tuple(piece.text for piece in sample.pieces if piece.by == "corpus")
+def origin(sample: Sample) -> str:
+    """The text as the corpus has it, as far as it is known, by which the stages of one text know each other."""
+    return "".join(piece.text if piece.by == "corpus" else piece.truth or "" for piece in sample.pieces)
 
 
 def _piece(content: dict[str, object]) -> Piece:

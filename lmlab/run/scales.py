@@ -28,8 +28,16 @@ class Axis(NamedTuple):
 
     def pixel(self, value: float) -> float:
         """Where a value lies."""
-        low, high, at = (math.log(v) if self.scale == "log" else v for v in (self.low, self.high, value))
-        return self.start + (at - low) / (high - low) * (self.end - self.start)
+        return self.pixels([value])[0]
+
+    def pixels(self, values: Sequence[float]) -> list[float]:
+        """Where many values lie; a curve may have a hundred thousand."""
+        if self.scale == "log":
+            low, high, values = math.log(self.low), math.log(self.high), [math.log(v) for v in values]
+        else:
+            low, high = self.low, self.high
+        slope = (self.end - self.start) / (high - low)
+        return [self.start + (v - low) * slope for v in values]
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:

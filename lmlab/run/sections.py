@@ -38,7 +38,8 @@ def header(record: Record, alive: bool) -> str:
     """
     status = record.status if record.status != "running" or alive else "interrupted"
     facts = [f'<span class="status {status}">{status}</span>']
-    facts += [f"<span>{text(fact)}</span>" for fact in (short_name(record.objective), record.corpus and f"on {record.corpus}") if fact]
+    size = f"{compact(record.num_parameters)} parameters" if record.num_parameters else ""
+    facts += [f"<span>{text(fact)}</span>" for fact in (record.objective_name, size, record.corpus and f"on {record.corpus}") if fact]
     facts += [
         f"<span>seed {record.seed}</span>",
         f"<span>{text(record.started[:16].replace('T', ' '))} UTC</span>" if record.started else "",
@@ -70,13 +71,8 @@ def cost(record: Record) -> str:
         value, limit = record.spent[key], record.budget.get(key)
         of = f" of {_amount(limit, kind)}" if limit else ""
         exact = grouped(value) if kind == "count" and value >= 1000 else ""
-        rows.append(
-            f'<tr class="{"limit" if limit else ""}"><th scope="row">{label}</th><td class="n">{_amount(value, kind)}{of}</td><td class="n note">{exact}</td></tr>'
-        )
-    rows += [
-        f'<tr><th scope="row">{label}</th><td class="n">{value}</td><td class="n note">{note}</td></tr>'
-        for label, value, note in _rates(record)
-    ]
+        rows.append(_row(label, f"{_amount(value, kind)}{of}", exact, "limit" if limit else ""))
+    rows += [_row(label, value, note) for label, value, note in _rates(record)]
     if not rows:
         return ""
     share = max((record.spent.get(key, 0) / limit for key, limit in record.budget.items() if limit), default=None)
@@ -85,20 +81,6 @@ def cost(record: Record) -> str:
         percent = f"{min(share, 1):.0%}"
         meter = f'<p class="note">{percent} of the budget</p><div class="meter"><i style="width:{percent}"></i></div>'
     return f'{meter}<div class="scroll"><table><tbody>{"".join(rows)}</tbody></table></div>'
-
-
-def short_name(class_path: str) -> str:
-    """The class without its modules."""
-    return class_path.rpartition(".")[2]
-
-
-def bits_per_byte(record: Record) -> tuple[str, float] | None:
-    """Name and value of the run's bits per byte; a pseudo-likelihood keeps its label, for it is another ruler."""
-    for wanted, label in (("bits_per_byte", "bits per byte"), ("pseudo_bits_per_byte", "pseudo bits per byte")):
-        for name in sorted(record.metrics, key=lambda n: not n.startswith("val/")):
-            if name.rpartition("/")[2] == wanted:
-                return label, record.metrics[name]
-    return None
 
 
 def _sentences(record: Record, metrics: Metrics) -> list[str]:
@@ -113,19 +95,32 @@ def _sentences(record: Record, metrics: Metrics) -> list[str]:
         said.append(f"Validation loss went from {loss(val.y[0])} to {loss(val.y[-1])} in {grouped(val.x[-1])} steps.")
         if low < len(val.y) - 1 and val.y[-1] > val.y[low] * 1.002:
             said.append(f"It was lowest at step {grouped(val.x[low])} with {loss(val.y[low])} and has risen since.")
-        elif low == len(val.y) - 1:
+        elif val.y[-1] < val.y[-2] * 0.998:
             said.append("It was still falling at the end.")
+        else:
+            said.append("It hardly moved at the end.")
     elif not val.y and len(train.y) > 1 and bad is None:
         said.append(
             f"Training loss went from {loss(train.y[0])} to {loss(train.y[-1])} in {grouped(train.x[-1])} steps. There was no validation."
         )
-    own = bits_per_byte(record)
-    beaten = [name for name, value in sorted(record.anchors.items(), key=lambda a: a[1]) if own and own[1] < value]
-    if own and beaten:
-        said.append(f"At {loss(own[1])} {own[0]} it beats the {escape(beaten[0])}.")
-    elif own and record.anchors:
-        said.append(f"At {loss(own[1])} {own[0]} it is worse than every anchor, so nothing else here means much.")
+    own = record.bits_per_byte()
+    if own and record.anchors:
+        said.append(_placed(own, record.anchors))
     return said
+
+
+def _placed(own: tuple[str, float], anchors: dict[str, float]) -> str:
+    """Where a run stands among its anchors, in a sentence."""
+    at = f"At {loss(own[1])} {own[0]} it"
+    below = [(value, name) for name, value in anchors.items() if value <= own[1]]
+    above = [(value, name) for name, value in anchors.items() if value > own[1]]
+    if not above:
+        return f"{at} is worse than every anchor, so nothing else here means much."
+    worse, beaten = min(above)
+    if not below:
+        return f"{at} beats every anchor; the best of them, {text(beaten)}, has {loss(worse)}."
+    better, ahead = max(below)
+    return f"{at} lies between {text(ahead)} ({loss(better)}) and {text(beaten)} ({loss(worse)})."
 
 
 def _figures(record: Record, metrics: Metrics) -> list[tuple[str, str, str]]:
@@ -134,11 +129,11 @@ def _figures(record: Record, metrics: Metrics) -> list[tuple[str, str, str]]:
     train = [y for y in metrics.series("train/loss").y if math.isfinite(y)]
     if val:
         best, step = min(val)
-        last = "the last value too" if best == val[-1][0] else f"last {loss(val[-1][0])}"
+        last = "the last" if best == val[-1][0] else f"last {loss(val[-1][0])}"
         found.append(("Best validation loss", loss(best), f"at step {grouped(step)}, {last}"))
     elif train:
         found.append(("Training loss", loss(train[-1]), "the last value"))
-    own = bits_per_byte(record)
+    own = record.bits_per_byte()
     if own:
         found.append((own[0].capitalize(), loss(own[1]), "lower is better"))
     spent = record.spent
@@ -148,33 +143,34 @@ def _figures(record: Record, metrics: Metrics) -> list[tuple[str, str, str]]:
     if "seconds" in spent:
         rate = f"{compact(record.tokens_per_second)} tokens per second" if record.tokens_per_second else ""
         found.append(("Training time", _unit(duration(spent["seconds"])), rate))
-    if record.num_parameters:
-        found.append(("Parameters", _unit(compact(record.num_parameters)), ""))
     return found
 
 
 def _unit(value: str) -> str:
     """The letters of a number a little smaller than its digits."""
-    return re.sub(r"([^\d.,\s\u202f-]+)", r'<span class="unit">\1</span>', escape(value))
+    return re.sub(r"[ \u202f]?([^\d.,\s\u202f-]+)", '<span class="unit">\u202f\\1</span>', escape(value))
 
 
 def _anchor_bars(record: Record) -> str:
-    own = bits_per_byte(record)
+    own = record.bits_per_byte()
     rows = [(name, value, "") for name, value in record.anchors.items() if math.isfinite(value)]
     if own is None or not rows or not math.isfinite(own[1]):
         return ""
     rows = sorted([*rows, ("this run", own[1], "own")], key=lambda row: -row[1])
     top = max(value for _, value, _ in rows)
-    bars = "".join(
-        f'<span class="{kind}">{text(name)}</span><span class="track {kind}"><span class="bar" style="width:{82 * value / top:.1f}%"></span>'
-        f'<span class="value">{value:.3f}</span></span>'
-        for name, value, kind in rows
-    )
+    bars = ""
+    for name, value, kind in rows:
+        bar = f'<span class="bar" style="width:{82 * value / top:.1f}%"></span>'
+        bars += f'<span class="{kind}">{text(name)}</span><span class="track {kind}">{bar}<span class="value">{value:.3f}</span></span>'
     label = own[0].capitalize()
     return (
-        f'<h3>{label}</h3><div class="bars">{bars}</div><p class="note">Lower is better. This ruler is the same for every model on this text; '
-        "a loss is not: compare losses only between runs of one objective, one tokenizer and one corpus.</p>"
+        f'<h3>{label}</h3><div class="bars">{bars}</div><p class="note">Lower is better. This ruler is the same for every model on '
+        "this text; a loss is not: compare losses only between runs of one objective, one tokenizer and one corpus.</p>"
     )
+
+
+def _row(label: str, value: str, note: str, kind: str = "") -> str:
+    return f'<tr class="{kind}"><th scope="row">{label}</th><td class="n">{value}</td><td class="n note">{note}</td></tr>'
 
 
 def _amount(value: float, kind: str) -> str:

@@ -6,26 +6,30 @@ from collections.abc import Sequence
 
 from lmlab.run.escaping import text
 from lmlab.run.numbers import grouped
-from lmlab.run.samples import Piece, Sample, given
+from lmlab.run.samples import Piece, Sample, origin
 
 MAX_STAGES = 6
 MAX_TEXTS = 4
 MAX_CHARACTERS = 3000  # of one piece
+NOTHING = "∅"  # an underline below nothing would not be seen
 
 
 def written(samples: Sequence[Sample]) -> str:
     """What the model wrote at several stages, each text from the first stage to the last."""
     if not samples:
         return ""
-    texts: dict[tuple[str, ...], list[Sample]] = {}
+    texts: dict[str, list[Sample]] = {}
     for sample in samples:
-        texts.setdefault(given(sample), []).append(sample)
+        texts.setdefault(origin(sample), []).append(sample)
     fills = any(piece.truth is not None for sample in samples for piece in sample.pieces)
-    key = '<p class="note key text-key"><span><span class="given">Grey</span> is the corpus.</span>' + (
-        "<span>Underlined is the model’s choice: <ins>solid</ins> where it hit the corpus, dotted where it missed, with what stood there.</span></p>"
-        if fills
-        else "<span>Dark is what the model wrote.</span></p>"
-    )
+    parts = ['<span class="given">Grey</span> is the corpus.']
+    if fills:
+        parts.append(
+            "<ins>Underlined</ins> is the model’s choice: solid where it hit the corpus, dotted where it missed, with what stood there."
+        )
+    else:
+        parts.append("Dark is what the model wrote.")
+    key = f'<p class="note key">{" ".join(parts)}</p>'
     blocks = [_stages(stages) for stages in texts.values()]
     rest = (
         f"<details><summary>{len(blocks) - MAX_TEXTS} more texts</summary>{''.join(blocks[MAX_TEXTS:])}</details>"
@@ -55,12 +59,18 @@ def _stage(sample: Sample) -> str:
 
 
 def _piece(piece: Piece) -> str:
-    shown = text(piece.text[:MAX_CHARACTERS] + ("…" if len(piece.text) > MAX_CHARACTERS else ""))
+    whole = _shown(piece.text)
     if piece.by == "corpus":
-        return f'<span class="given">{shown}</span>'
+        return f'<span class="given">{whole}</span>'
     if piece.truth is None:
-        return f'<span class="written">{shown}</span>'
+        return f'<span class="written">{whole}</span>'
+    word = piece.text.strip()
+    space = piece.text[: len(piece.text) - len(piece.text.lstrip())] if word else ""
     sure = f' title="{piece.probability:.0%} sure"' if piece.probability is not None else ""
-    if piece.text.strip() == piece.truth.strip():
-        return f'<ins class="right"{sure}>{shown}</ins>'
-    return f'<ins class="wrong"{sure}>{shown}</ins><span class="truth">{text(piece.truth.strip()[:MAX_CHARACTERS])}</span>'
+    if word == piece.truth.strip():
+        return f'{space}<ins class="right"{sure}>{_shown(word)}</ins>'
+    return f'{space}<ins class="wrong"{sure}>{_shown(word) or NOTHING}</ins><span class="truth">{_shown(piece.truth.strip())}</span>'
+
+
+def _shown(value: str) -> str:
+    return text(value[:MAX_CHARACTERS] + ("…" if len(value) > MAX_CHARACTERS else ""))

@@ -53,7 +53,9 @@ class TokenizerConfig:
         require(self.train_characters >= 1, self, "train_characters", "there must be text to learn from", "leave the default")
         least = self.smallest_vocab_size()
         rule = f"special tokens, sentinels and the alphabet of '{self.kind}' alone take up to {least}"
-        require(self.path is not None or self.vocab_size >= least, self, "vocab_size", rule, f"set at least {least}, or fewer num_sentinels")
+        require(
+            self.path is not None or self.vocab_size >= least, self, "vocab_size", rule, f"set at least {least}, or fewer num_sentinels"
+        )
 
     def smallest_vocab_size(self) -> int:
         """The least `vocab_size` this kind can be trained with."""

@@ -6,7 +6,7 @@ follows a space. So a token border lies between every non-space and the space af
 merge crosses a border. WordPiece splits at spaces, and SentencePiece's `▁` begins a new piece, so both have that border too.
 Unicode normalisation cannot cross it, because nothing composes with a space. Between a letter and a comma the same holds for
 a byte-level pre-tokenizer. Only text with neither, such as two megabytes of one letter, is cut where it may change a token:
-once in `PIECE_CHARACTERS`.
+once in `PIECE_CHARACTERS`. (A loaded tokenizer that puts a `▁` before every text, as Llama 2's, puts one before every piece.)
 """
 
 from __future__ import annotations

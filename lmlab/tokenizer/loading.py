@@ -97,7 +97,10 @@ def _readable(path: Path, read: Callable[[], tokenizers.Tokenizer]) -> tokenizer
         return read()
     except Exception as error:  # the library raises bare Exception for anything it cannot parse
         raise DataError(
-            f"'{path.name}' is not a tokenizer", where=str(path), why=str(error), remedy="download it again; a pointer of git-lfs is not the file"
+            f"'{path.name}' is not a tokenizer",
+            where=str(path),
+            why=str(error),
+            remedy="download it again; a pointer of git-lfs is not the file",
         ) from error
 
 
@@ -155,5 +158,5 @@ def _append_missing(backend: tokenizers.Tokenizer, specials: SpecialTokens, path
     undeclared = [token for token in specials.all() if token not in declared]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in undeclared])
     if missing:
-        shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")  # noqa: PLR2004  a line of log, not a list
+        shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         log.info("%s lacks %d special tokens, appended to its vocabulary: %s", path.name, len(missing), shown)

@@ -19,7 +19,12 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 """Spellings by role, preferred first: lmlab's and BERT's, then RoBERTa, T5 and Llama 2, then GPT-2 and Llama 3."""
 
-ALIASES: dict[str, tuple[str, str]] = {"cls": ("<s>", "<mask>"), "sep": ("</s>", "<mask>"), "bos": ("[CLS]", "[MASK]"), "eos": ("[SEP]", "[MASK]")}
+ALIASES: dict[str, tuple[str, str]] = {
+    "cls": ("<s>", "<mask>"),
+    "sep": ("</s>", "<mask>"),
+    "bos": ("[CLS]", "[MASK]"),
+    "eos": ("[SEP]", "[MASK]"),
+}
 """Role to (token, token that must also exist): RoBERTa opens with `<s>`; BERT begins and ends text with `[CLS]` and `[SEP]`."""
 
 _SENTINEL = re.compile(r"<extra_id_(\d+)>")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,9 @@ import tokenizers
 
 from lmlab.config import fingerprint
 from lmlab.errors import ConfigError, DataError
-from lmlab.tokenizer import cutting, loading, training, words
+from lmlab.tokenizer import cutting, encoding, loading, training, words
 from lmlab.tokenizer.config import TokenizerConfig
 from lmlab.tokenizer.specials import ROLES, SpecialTokens
-
-BATCH_CHARACTERS = 1 << 20  # encodings of the library weigh some hundred bytes a token, so few of them exist at a time
 
 
 class Tokenizer:
@@ -31,9 +29,12 @@ class Tokenizer:
         specials: How the special tokens are spelled.
     """
 
+    json: str
+    specials: SpecialTokens
+
     def __init__(self, json: str, specials: SpecialTokens) -> None:
         """Takes content that `train`, `load` or `to_plain` made."""
-        self.json, self.specials = json, specials
+        self.__dict__.update(json=json, specials=specials)  # not a dataclass: the command line would offer its fields as settings
 
     @classmethod
     def train(cls, texts: Iterable[str] | Callable[[], Iterable[str]], config: TokenizerConfig) -> Tokenizer:
@@ -301,19 +302,15 @@ class Tokenizer:
 
     def _encode(self, texts: Sequence[str], backend: tokenizers.Tokenizer) -> list[np.ndarray]:
         parts: list[list[np.ndarray]] = [[] for _ in texts]
-        for batch in _batches(texts):
-            encodings = _encode_batch([piece for _, piece in batch], backend)
-            for (number, piece), encoding in zip(batch, encodings, strict=True):
-                ids = np.array(encoding.ids, dtype=np.int32)
-                if backend is self._backend and self._forbidden[ids].any():
-                    ids = self._without_specials(piece)
-                parts[number].append(ids)
+        for number, piece, ids in encoding.encode_pieces(texts, backend):
+            spelled_out = backend is self._backend and self._forbidden[ids].any()
+            parts[number].append(self._without_specials(piece) if spelled_out else ids)
         return [np.concatenate(part) if part else np.zeros(0, dtype=np.int32) for part in parts]
 
     def _without_specials(self, piece: str) -> np.ndarray:
         """Encodes text in which a special token is spelled out, by cutting each of them after its first character."""
         piece = self.normalize(piece)
-        for token in sorted((self.token(index) for index in np.flatnonzero(self._forbidden)), key=len, reverse=True):
+        for token in sorted((self.token(int(index)) for index in np.flatnonzero(self._forbidden)), key=len, reverse=True):
             if len(token) > 1 and token in piece:
                 before, _, after = piece.partition(token)
                 return np.concatenate(self._encode([before + token[0], token[1:] + after], self._backend))
@@ -325,8 +322,12 @@ class Tokenizer:
             bad = int(ids[(ids < 0) | (ids >= self.vocab_size)][0])
             raise DataError(f"id {bad} is not a token", why=f"ids go from 0 to {self.vocab_size - 1}", remedy="was it another tokenizer?")
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuses: ids that changed under a store or a model would go unnoticed."""
+        raise AttributeError(f"a Tokenizer cannot be changed ({name}); extend() makes another one")
+
     def __eq__(self, other: object) -> bool:
-        """By fingerprint."""
+        """By content."""
         return isinstance(other, Tokenizer) and (self.json, self.specials) == (other.json, other.specials)
 
     def __hash__(self) -> int:
@@ -340,24 +341,3 @@ class Tokenizer:
     def __repr__(self) -> str:
         """Size and fingerprint, not a megabyte of JSON."""
         return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint})"
-
-
-def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    batch: list[tuple[int, str]] = []
-    size = 0
-    for number, text in enumerate(texts):
-        for piece in cutting.cut(text) if isinstance(text, str) else [cutting.sanitise(text)]:
-            batch.append((number, piece))
-            size += len(piece)
-            if size >= BATCH_CHARACTERS:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encode_batch(pieces: list[str], backend: tokenizers.Tokenizer) -> list[tokenizers.Encoding]:
-    try:
-        return backend.encode_batch_fast(pieces, add_special_tokens=False)
-    except TypeError:  # a lone surrogate somewhere; looking for one beforehand would cost every text
-        return backend.encode_batch_fast([cutting.sanitise(piece) for piece in pieces], add_special_tokens=False)

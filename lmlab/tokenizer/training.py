@@ -11,16 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
-import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lmlab.errors import DataError
-from lmlab.tokenizer import cutting
 from lmlab.tokenizer.config import NUM_BYTES, TokenizerConfig
 from lmlab.tokenizer.specials import SpecialTokens, sentinel
+from lmlab.tokenizer.stream import Opener, count, frequent, only, reopened, stream
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +27,6 @@ LOST_TOLERANCE = 1e-5  # of a step; rounding errors are smaller than a millionth
 UNREACHABLE = 100.0  # nats below the worst piece: `<0x41>` typed in a text is cheaper as six characters than as one byte
 ASCII = ("▁", *(chr(code) for code in range(0x21, 0x7F)))  # with the sign that stands for a space
 BYTES = tuple(f"<0x{value:02X}>" for value in range(NUM_BYTES))  # the spelling that byte fallback looks for
-
-Opener = Callable[[], Iterable[str]]
 
 
 def special_tokens(config: TokenizerConfig) -> SpecialTokens:
@@ -66,7 +61,7 @@ def train(texts: Iterable[str] | Opener, config: TokenizerConfig, specials: Spec
     else:
         build = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "characters": _characters}[config.kind]
         with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
-            backend = build(_reopened(texts, spool), config, names)
+            backend = build(reopened(texts, spool), config, names)
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     size = backend.get_vocab_size()
     if config.kind in ("bpe", "wordpiece", "unigram") and size < config.vocab_size:
@@ -83,7 +78,7 @@ def _bpe(open_texts: Opener, config: TokenizerConfig, names: list[str]) -> Token
         special_tokens=[AddedToken(name, special=True, normalized=False) for name in names],
         show_progress=False,
     )
-    backend.train_from_iterator(_stream(open_texts, config), trainer)
+    backend.train_from_iterator(stream(open_texts, config), trainer)
     return backend
 
 
@@ -100,7 +95,7 @@ def _wordpiece(open_texts: Opener, config: TokenizerConfig, names: list[str]) ->
     backend = _bert(config, models.WordPiece(unk_token=names[1]))
     normalizer = backend.normalizer
     room = (config.vocab_size - len(names)) // 2
-    alphabet = [c for c in _frequent(_count(_stream(open_texts, config, normalizer)), room) if not c.isspace()]
+    alphabet = [c for c in frequent(count(stream(open_texts, config, normalizer)), room) if not c.isspace()]
     inside = {c for c in alphabet if _may_continue(c, backend)}
     while len(alphabet) + len(inside) > room:  # a letter takes two places, a Chinese character one
         inside.discard(alphabet.pop())
@@ -112,7 +107,7 @@ def _wordpiece(open_texts: Opener, config: TokenizerConfig, names: list[str]) ->
         special_tokens=[*names, *continuing],
         show_progress=False,
     )
-    backend.train_from_iterator(_only(alphabet, _stream(open_texts, config, normalizer)), trainer)
+    backend.train_from_iterator(only(alphabet, stream(open_texts, config, normalizer)), trainer)
     return _bert(config, models.WordPiece(vocab=backend.get_vocab(), unk_token=names[1]))
 
 
@@ -129,7 +124,7 @@ def _bert(config: TokenizerConfig, model: models.WordPiece) -> Tokenizer:
 def _may_continue(character: str, backend: Tokenizer) -> bool:
     """Whether a character can stand inside a word: punctuation and Chinese characters are words of their own."""
     normalizer, splitter = backend.normalizer, backend.pre_tokenizer
-    assert normalizer is not None and splitter is not None  # noqa: S101  narrows the type; `_bert` sets both
+    assert normalizer is not None and splitter is not None  # `_bert` sets both
     return len(splitter.pre_tokenize_str(normalizer.normalize_str("a" + character))) == 1
 
 
@@ -137,9 +132,11 @@ def _unigram(open_texts: Opener, config: TokenizerConfig, names: list[str]) -> T
     backend = _metaspace(config, models.Unigram())
     normalizer = backend.normalizer
     room = config.vocab_size - len(names) - NUM_BYTES
-    alphabet = _frequent(_count(_stream(open_texts, config, normalizer)), room // 2)
+    counts = count(stream(open_texts, config, normalizer))
+    counts[0] = 0  # the library's trainer ends sentences with NUL, and scores one inside a text as not a number
+    alphabet = frequent(counts, room // 2)
     backend.train_from_iterator(
-        _only(alphabet, _stream(open_texts, config, normalizer)),
+        only(alphabet, stream(open_texts, config, normalizer)),
         trainers.UnigramTrainer(vocab_size=room + 1, special_tokens=[names[1]], unk_token=names[1], show_progress=False),
     )
     learned = [(piece, score) for piece, score in json.loads(backend.to_str())["model"]["vocab"] if piece not in {*names, *BYTES}]
@@ -174,8 +171,8 @@ def _metaspace(config: TokenizerConfig, model: models.Unigram) -> Tokenizer:
 
 
 def _characters(open_texts: Opener, config: TokenizerConfig, names: list[str]) -> Tokenizer:
-    counts = _count(_stream(open_texts, config, _normalizer(config)))
-    alphabet = sorted(_frequent(counts, config.vocab_size - len(names) - NUM_BYTES))
+    counts = count(stream(open_texts, config, _normalizer(config)))
+    alphabet = sorted(frequent(counts, config.vocab_size - len(names) - NUM_BYTES))
     vocabulary = _numbered([*names, *BYTES, *alphabet])
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=names[1], byte_fallback=True))
     if normalizer := _normalizer(config):
@@ -196,81 +193,3 @@ def _numbered(tokens: list[str]) -> dict[str, int]:
 
 def _byte_alphabet() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
-
-
-def _stream(open_texts: Opener, config: TokenizerConfig, normalizer: normalizers.Normalizer | None = None) -> Iterator[str]:
-    """The corpus in pieces of bounded size, up to `train_characters`, normalised if a way is given.
-
-    It takes the normalizer and not the tokenizer: asking a tokenizer for it while that is being trained waits for ever.
-    """
-    read = 0
-    blank = True
-    for text in open_texts():
-        for piece in cutting.cut(cutting.sanitise(text)):
-            taken = piece[: config.train_characters - read]
-            read += len(taken)
-            blank = blank and not taken.strip()
-            yield normalizer.normalize_str(taken) if normalizer else taken
-            if read >= config.train_characters:
-                log.info("the tokenizer is learned from the first %d characters (train_characters)", read)
-                return
-    if blank:
-        raise DataError("there is no text to learn a tokenizer from", why="every document is empty", remedy="check the corpus path and field")
-
-
-def _count(texts: Iterable[str]) -> np.ndarray:
-    """How often each code point occurs; (0x110000,) int64. Counted in large lumps, because the table is large."""
-    counts = np.zeros(0x110000, dtype=np.int64)
-    lump: list[str] = []
-    size = 0
-    for text in texts:
-        lump.append(text)
-        size += len(text)
-        if size >= cutting.PIECE_CHARACTERS:
-            counts += _code_points(lump)
-            lump, size = [], 0
-    return counts + _code_points(lump)
-
-
-def _code_points(lump: list[str]) -> np.ndarray:
-    return np.bincount(np.frombuffer("".join(lump).encode("utf-32-le"), dtype=np.uint32), minlength=0x110000)
-
-
-def _frequent(counts: np.ndarray, limit: int) -> list[str]:
-    """At most `limit` characters, most frequent first, ties by code point."""
-    order = np.argsort(-counts, kind="stable")[: max(limit, 0)]
-    return [chr(code) for code in order if counts[code]]
-
-
-def _only(alphabet: list[str], texts: Iterable[str]) -> Iterator[str]:
-    """Texts with every character outside the alphabet made a space, so that it does not enter the vocabulary."""
-    known = {ord(c) for c in alphabet}
-
-    class Table(dict[int, int]):
-        def __missing__(self, code: int) -> int:
-            self[code] = code if code in known or chr(code).isspace() else ord(" ")
-            return self[code]
-
-    table = Table()
-    for text in texts:
-        yield text.translate(table)
-
-
-def _reopened(texts: Iterable[str] | Opener, spool: Any) -> Opener:
-    """A corpus that can be read again; a stream that cannot is copied to a file while it is read the first time."""
-    if callable(texts):
-        return texts
-    if iter(texts) is not texts:
-        return lambda: texts
-
-    def reopen() -> Iterator[str]:
-        spool.seek(0)
-        copied = False
-        for line in spool:
-            copied = True
-            yield json.loads(line)
-        for text in () if copied else texts:
-            spool.write(json.dumps(text) + "\n")
-            yield text
-
-    return reopen

@@ -89,7 +89,8 @@ def piece_table(pieces: Sequence[str], added: Mapping[int, str], special_ids: Co
         special_ids: Ids that stand for no text.
         style: The vocabulary's conventions.
     """
-    text = [b"" if i in special_ids else _bytes(piece, "plain" if i in added else style) for i, piece in enumerate(pieces)]
+    spelled = [b"" if i in special_ids else _bytes(piece, style) for i, piece in enumerate(pieces)]
+    text = [added[i].encode() if i in added and part else part for i, part in enumerate(spelled)]
     readable = [part.decode("utf-8", "ignore") for part in text]
     return PieceTable(
         text=text,
@@ -169,10 +170,12 @@ def _num_bytes(text: str) -> int:
 @lru_cache(maxsize=1)
 def _segmenter() -> Any:
     try:
-        import rjieba  # noqa: PLC0415  optional
+        import rjieba  # an optional package
     except ImportError as error:
         raise ConfigError(
-            "Chinese words need a dictionary", why="the package 'rjieba' is not installed", remedy="pip install 'lmlab[zh]', or use 'pieces'"
+            "Chinese words need a dictionary",
+            why="the package 'rjieba' is not installed",
+            remedy="pip install 'lmlab[zh]', or use 'pieces'",
         ) from error
     return rjieba.cut
 
@@ -202,7 +205,7 @@ def _bytes(piece: str, style: Spelling) -> bytes:
 def _first(text: bytes) -> int:
     if not text:
         return NOTHING
-    if 0x80 <= text[0] < 0xC0:  # noqa: PLR2004  UTF-8 continuation byte
+    if 0x80 <= text[0] < 0xC0:  # UTF-8 continuation byte
         return INNER
     return _kind(text.decode("utf-8", "ignore")[:1], text[0])
 
@@ -210,14 +213,14 @@ def _first(text: bytes) -> int:
 def _last(text: bytes) -> int:
     if not text:
         return NOTHING
-    lead = next((i for i in range(len(text) - 1, -1, -1) if not 0x80 <= text[i] < 0xC0), -1)  # noqa: PLR2004
+    lead = next((i for i in range(len(text) - 1, -1, -1) if not 0x80 <= text[i] < 0xC0), -1)
     return INNER if lead < 0 else _kind(text[lead:].decode("utf-8", "ignore")[:1], text[lead])
 
 
 def _kind(character: str, lead: int) -> int:
     """SPACE, LETTER, MARK or HAN; of a character cut short, what most characters with that first byte are."""
     if not character:
-        return HAN if 0xE3 <= lead <= 0xE9 or lead == 0xF0 else MARK if lead == 0xE2 else LETTER  # noqa: PLR2004
+        return HAN if 0xE3 <= lead <= 0xE9 or lead == 0xF0 else MARK if lead == 0xE2 else LETTER
     if _HAN_CHARACTER.match(character):
         return HAN
     return SPACE if character.isspace() else LETTER if character.isalnum() or character == "_" else MARK

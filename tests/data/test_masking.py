@@ -96,9 +96,7 @@ def test_whole_words_are_masked_whole(length: int, prob: float, seed: int) -> No
 def test_the_rate_follows_its_schedule_over_position() -> None:
     config = MaskingConfig(final_prob=0.1, final_at_examples=1000)
     assert [config.prob(0.3, n) for n in (0, 500, 1000, 5000)] == pytest.approx([0.3, 0.2, 0.1, 0.1])
-    masked = [
-        MLMCollator(config, 0.3, MASK, VOCAB, SPECIALS)([example(100, n, 0)], 0)["counts"]["mlm"].item() for n in (0, 500, 1000)
-    ]
+    masked = [MLMCollator(config, 0.3, MASK, VOCAB, SPECIALS)([example(100, n, 0)], 0)["counts"]["mlm"].item() for n in (0, 500, 1000)]
     assert masked == [30, 20, 10]
 
 

@@ -18,7 +18,7 @@ from lmlab.nn import varlen
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2], [2, 2, 5, 5, 5, 5], [7, 7, 7, 7, 7, 7]])
 
 
-def _plain_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa) -> Tensor:  # noqa: PLR0913  the kernel's
+def _plain_kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa) -> Tensor:
     """Attends slice by slice; asserts what a kernel would take for granted."""
     assert cu_seq_q.dtype == torch.int32 and cu_seq_q[0] == 0 and cu_seq_q[-1] == query.shape[0]
     assert max_q >= cu_seq_q.diff().max() and max_k >= cu_seq_k.diff().max()

@@ -122,6 +122,8 @@ def test_a_tally_divides_once() -> None:
 
 def test_a_run_without_a_budget_is_refused(tok: Tokenizer) -> None:
     made = objective("clm", tok)
-    trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+    )
     with pytest.raises(ConfigError, match="no budget"):
         trainer.fit(made, Toy(made.feed(), tok))

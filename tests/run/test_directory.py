@@ -40,7 +40,9 @@ def test_fifty_launches_at_once_get_fifty_folders(tmp_path: Path) -> None:
     assert len(set(paths)) == 50 == len(list((tmp_path / "x").iterdir()))
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/abs", "a b", "-x", ".hidden", "x" * 81, "名", "a\n", "a\x00", "~", "$HOME"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "/abs", "a b", "-x", ".hidden", "x" * 81, "名", "a\n", "a\x00", "~", "$HOME"]
+)
 def test_a_name_that_could_leave_the_folder_is_refused_before_anything_is_made(tmp_path: Path, name: str) -> None:
     root = tmp_path / "runs"
     with pytest.raises(ConfigError):
@@ -112,12 +114,12 @@ def test_what_is_not_there_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as still:
         find_run("gpt", tmp_path)
     assert "no run of 'gpt' has finished" in str(still.value) and str(tmp_path / "gpt") in still.value.remedy
-    with pytest.raises(CheckpointError, match="no run '../../etc'"):
+    with pytest.raises(CheckpointError, match=r"no run '\.\./\.\./etc'"):
         find_run("../../etc", tmp_path)
     (tmp_path / "loose.ckpt").touch()
     with pytest.raises(CheckpointError, match="does not lie in a run"):
         find_run(tmp_path / "loose.ckpt", tmp_path)
-    with pytest.raises(CheckpointError, match="no gone.ckpt"):
+    with pytest.raises(CheckpointError, match=r"no gone\.ckpt"):
         find_run(tmp_path / "gone.ckpt", tmp_path)
 
 
@@ -162,16 +164,18 @@ def test_auto_resume_takes_the_newest_that_fits(tmp_path: Path) -> None:
 def test_a_run_another_process_works_on_is_neither_resumed_nor_claimed_until_that_process_is_killed(tmp_path: Path) -> None:
     run = make(tmp_path, "x", status="running")
     assert not run.is_claimed()
-    code = "import sys,time; from pathlib import Path; from lmlab.run.directory import RunDirectory\nlock = RunDirectory(Path(sys.argv[1])).claim()"
-    process = subprocess.Popen([sys.executable, "-c", code + "\nprint(1, flush=True); time.sleep(60)", str(run.path)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    assert run.is_claimed()
-    assert unfinished("x", "h", tmp_path) is None
-    with pytest.raises(ConfigError, match="still going on"):
-        run.claim()
-    process.kill()
-    process.wait()
+    code = (
+        "import sys, time; from pathlib import Path; from lmlab.run.directory import RunDirectory\n"
+        "lock = RunDirectory(Path(sys.argv[1])).claim(); print(1, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert run.is_claimed()
+        assert unfinished("x", "h", tmp_path) is None
+        with pytest.raises(ConfigError, match="still going on"):
+            run.claim()
+        process.kill()
     assert not run.is_claimed()
     found = unfinished("x", "h", tmp_path)
     assert found is not None
@@ -191,6 +195,8 @@ def test_listing_is_oldest_first_and_ignores_what_is_no_run(tmp_path: Path) -> N
 
 
 def test_runs_are_found_without_torch() -> None:
-    code = "import sys, lmlab.run.find, lmlab.run.record, lmlab.run.metrics; print(sorted({'torch', 'lightning', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, lmlab.run.find, lmlab.run.record, lmlab.run.metrics; print(sorted({'torch', 'lightning', 'numpy'} & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert out.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,19 @@ from lmlab.errors import DataError
 from lmlab.run.metrics import MetricsWriter, read_metrics
 
 
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[MetricsWriter]:
+    writer = MetricsWriter(tmp_path / "metrics.csv")
+    yield writer
+    writer.close()
+
+
 def plain_rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
 
 
-def test_values_of_one_step_share_a_row_and_are_on_disk_at_once(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path / "metrics.csv")
+def test_values_of_one_step_share_a_row_and_are_on_disk_at_once(tmp_path: Path, writer: MetricsWriter) -> None:
     writer.append(1, {"train/loss": 2.5, "tokens": 123_456_789_012})
     writer.append(1, {"val/loss": 2.25})
     writer.append(2, {"train/loss": 2.0, "tokens": 200_000_000_000})
@@ -36,16 +43,14 @@ def test_values_of_one_step_share_a_row_and_are_on_disk_at_once(tmp_path: Path) 
     ]
 
 
-def test_a_row_widened_by_shorter_values_leaves_no_rest(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path / "metrics.csv")
+def test_a_row_widened_by_shorter_values_leaves_no_rest(tmp_path: Path, writer: MetricsWriter) -> None:
     writer.append(1, {"loss": 2.123456789})
     writer.append(1, {"loss": 2})
     assert (tmp_path / "metrics.csv").read_bytes() == b"step,loss\n1,2\n"
 
 
-def test_float32_values_come_back_exactly_and_nan_stays_nan(tmp_path: Path) -> None:
+def test_float32_values_come_back_exactly_and_nan_stays_nan(tmp_path: Path, writer: MetricsWriter) -> None:
     values = np.random.default_rng(0).standard_normal(50).astype(np.float32)
-    writer = MetricsWriter(tmp_path / "metrics.csv")
     for step, value in enumerate(values):
         writer.append(step, {"loss": float(value)})
     writer.append(50, {"loss": math.nan})
@@ -67,6 +72,7 @@ def test_drop_after_keeps_the_past_and_the_run_goes_on_in_place(tmp_path: Path) 
     second.append(7, {"loss": 70.0, "val/loss": 7.0})
     assert [(r["step"], r["loss"]) for r in plain_rows(path)] == [*((str(s), str(s / 10)) for s in range(1, 7)), ("7", "70")]
     assert second.last_step == 7
+    second.close()
 
 
 def test_a_torn_last_row_is_dropped_on_reading_and_on_resuming(tmp_path: Path) -> None:
@@ -75,6 +81,7 @@ def test_a_torn_last_row_is_dropped_on_reading_and_on_resuming(tmp_path: Path) -
     assert read_metrics(path).rows == [{"step": 1, "loss": 2.5}]
     writer = MetricsWriter(path)
     writer.append(2, {"loss": 2.25})
+    writer.close()
     assert path.read_text() == "step,loss\n1,2.5\n2,2.25\n"
 
 
@@ -138,13 +145,12 @@ def test_every_row_before_a_kill_is_in_the_file(tmp_path: Path) -> None:
         "    print(step, flush=True)\n"
     )
     path = tmp_path / "metrics.csv"
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    announced = int(process.stdout.read().splitlines()[-1])
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+        announced = int(process.stdout.read().splitlines()[-1])
     rows = plain_rows(path)
     assert len(rows) - 1 in (announced, announced + 1)
     assert [int(r["step"]) for r in rows] == list(range(len(rows)))

@@ -14,7 +14,7 @@ class Document(NamedTuple):
         text: The text. Bytes that are no UTF-8 stand in it as lone surrogates U+DC80 to U+DCFF (Python's `surrogateescape`), and
             are dealt with by `lmlab.data.cleaning`.
         source: `file:line` or `file row N`, for messages.
-        repeat: How often a mixture had read this document before; a repeat on purpose is no duplicate.
+        repeat: 0, or another number for each further time that a mixture gives the document; a repeat on purpose is no duplicate.
     """
 
     text: str

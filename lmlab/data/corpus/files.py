@@ -42,15 +42,15 @@ def find_files(paths: Sequence[str]) -> list[Path]:
         if Path(path).is_file():
             found.append(Path(path))
         elif glob.has_magic(path):
-            matches = sorted(match for match in glob.glob(path, recursive=True) if Path(match).is_file())
+            matches = sorted(match for match in glob.glob(path, recursive=True) if Path(match).is_file())  # noqa: PTH207
             if not matches:
-                raise DataError(f"no file matches '{path}'", where=path, why=f"seen from {os.getcwd()}", remedy=_look_at(path))
+                raise DataError(f"no file matches '{path}'", where=path, why=f"seen from {Path.cwd()}", remedy=_look_at(path))
             found += map(Path, matches)
         elif Path(path).is_dir():
             remedy = f"say which files in it: '{path.rstrip('/')}/*.txt' or '{path.rstrip('/')}/**/*.jsonl'"
             raise DataError(f"'{path}' is a folder", where=path, why="a corpus is made of files", remedy=remedy)
         else:
-            raise DataError(f"there is no file '{path}'", where=path, why=f"seen from {os.getcwd()}", remedy=_look_at(path))
+            raise DataError(f"there is no file '{path}'", where=path, why=f"seen from {Path.cwd()}", remedy=_look_at(path))
     return found
 
 
@@ -65,7 +65,7 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
         DataError: If it cannot be read, or is UTF-16.
     """
     try:
-        with cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as file:
+        with cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")) as file:
             if file.read(2) in _UTF16_MARKS:
                 remedy = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}"
                 raise DataError(f"{path.name} is UTF-16", where=f"{path}:1", why="texts are read as UTF-8", remedy=remedy)
@@ -123,7 +123,7 @@ def _file_digest(path: str, size: int, changed_ns: int) -> str:
 def _hash_file(path: str) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(2**20))
-    with open(path, "rb", buffering=0) as file:
+    with Path(path).open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()

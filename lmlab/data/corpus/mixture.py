@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from lmlab.config import fingerprint, require
 from lmlab.data.corpus.base import Corpus, Document
+from lmlab.data.order import hash64
 from lmlab.errors import DataError
-
-_PASS = 2**20  # repeats of a part that is itself a mixture stay below it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,4 +105,7 @@ class _Reader:
             self.num_passes += 1
             self._documents = self.part.documents()
             return None
-        return document._replace(repeat=document.repeat + self.num_passes * _PASS)
+        if not (self.num_passes or document.repeat):
+            return document
+        # a part may be a mixture with repeats of its own, so both numbers count; 63 bits fit into int64
+        return document._replace(repeat=hash64(document.repeat, self.num_passes) >> 1)

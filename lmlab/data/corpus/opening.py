@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def open_corpus(spec: str | Mapping[str, Any] | Corpus, allowed: tuple[str, ...]
     if spec.startswith("hf:"):
         name, _, config = spec.removeprefix("hf:").partition(":")
         return HuggingFaceCorpus(name=name, config=config or None)
-    if not any(mark in spec for mark in "./\\~") and not glob.has_magic(spec) and not os.path.exists(spec):
+    if not any(mark in spec for mark in "./\\~") and not glob.has_magic(spec) and not Path(spec).exists():
         remedy = f"{nearest(spec, EMBEDDED)}; or give a path or glob, hf:NAME, or a class path"
         raise ConfigError(f"there is no corpus '{spec}'", where="corpus", why="it is no embedded name and no file", remedy=remedy)
     files = find_files((spec,))

@@ -113,11 +113,11 @@ def _assemble(pieces: Iterator[_Piece], max_characters: int) -> Iterator[_Span]:
             start += text.count("\n", 0, cut)
             parts, size = [text[cut:]], size - cut
         if piece.ends:
-            if size:
-                yield _Span("".join(parts).rstrip("\n"), start, False)
+            if text := "".join(parts).rstrip("\n"):
+                yield _Span(text, start, False)
             parts, size = [], 0
-    if size:
-        yield _Span("".join(parts).rstrip("\n"), start, False)
+    if text := "".join(parts).rstrip("\n"):
+        yield _Span(text, start, False)
 
 
 def _cut_place(text: str, limit: int) -> int:

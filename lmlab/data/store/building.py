@@ -16,6 +16,7 @@ import itertools
 import logging
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,18 +24,19 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from lmlab.cache import default_cache_dir, locked
+from lmlab.cache import CACHE_VARIABLE, default_cache_dir, locked
 from lmlab.config import fingerprint
 from lmlab.data.cleaning import CleaningConfig, CleaningCounts
 from lmlab.data.corpus.base import Corpus
 from lmlab.data.store.encoding import Encoder
 from lmlab.data.store.merging import StoreIdentity, assign_documents, merge_shards
 from lmlab.data.store.reading import FORMAT, StoreConfig, TokenStore
-from lmlab.data.store.shards import RawShard, ShardWriter, cut_shards, shard_file
+from lmlab.data.store.shards import InterruptedBuildError, RawShard, ShardWriter, cut_shards, shard_file
 from lmlab.data.store.splits import DROPPED, SPLITS
-from lmlab.data.store.workers import WorkerDied, WorkerPool
+from lmlab.data.store.workers import WorkerPool
 from lmlab.errors import DataError, LabError
 from lmlab.tokenizer import Tokenizer
 
@@ -64,6 +66,7 @@ def build_store(
 
     Raises:
         DataError: If the corpus has no documents, a file of it is broken, or the store in the cache is.
+        ConfigError: If another process holds the store and cannot be waited for.
     """
     identity = _identify(corpus, tokenizer, config, cleaning)
     folder = (cache_dir or default_cache_dir()) / "stores" / identity.fingerprint
@@ -99,15 +102,12 @@ class _Build:
             splits = assign_documents(files, self.config, self.writer.cleaning.duplicates == "drop")
             counts.num_duplicates = int((splits == DROPPED).sum())
             counts.num_kept -= counts.num_duplicates
-            merged = self.shards_folder / "merged"
-            _remove(merged)
-            merge_shards(files, splits, merged, self.identity, counts)
-        except WorkerDied:
+            self._merge(files, splits, counts)
+        except InterruptedBuildError:
             raise
         except LabError:
             _remove(self.shards_folder)  # text or settings have to change, and with them the fingerprint
             raise
-        os.replace(merged, self.folder)
         _remove(self.shards_folder)
         self._report(counts, time.monotonic() - started)
 
@@ -115,15 +115,26 @@ class _Build:
         counts = CleaningCounts()
         shards = cut_shards(self.corpus.documents(), self.config.shard_characters)
         with ExitStack() as stack:
-            bar = stack.enter_context(tqdm(desc="tokenising", unit="B", unit_scale=True, disable=None, leave=False))
+            bar = _progress(stack)
             for part in self._results(shards, stack):
                 self.num_shards += 1
                 counts += part
                 counts.check(self.writer.cleaning)
-                bar.update(part.num_bytes)
+                if bar is not None:
+                    bar.update(part.num_bytes)
         if self.num_reused:
             log.info("took over %s of %s parts from an interrupted build", self.num_reused, self.num_shards)
         return counts
+
+    def _merge(self, files: list[Path], splits: np.ndarray, counts: CleaningCounts) -> None:
+        merged = self.shards_folder / "merged"
+        try:
+            _remove(merged)
+            merge_shards(files, splits, merged, self.identity, counts)
+            merged.replace(self.folder)
+        except OSError as error:
+            remedy = f"free the disk, or set {CACHE_VARIABLE} to another folder; what was done is kept"
+            raise InterruptedBuildError("the store cannot be written", where=str(merged), why=str(error), remedy=remedy) from error
 
     def _results(self, shards: Iterator[RawShard], stack: ExitStack) -> Iterator[CleaningCounts]:
         first = list(itertools.islice(shards, 2))
@@ -158,6 +169,12 @@ class _Build:
                 *(f"{n:,}" for n in (header.num_documents, header.num_tokens, header.num_sentences)),
             )
         log.info("the store is %s", self.folder)
+
+
+def _progress(stack: ExitStack) -> tqdm | None:
+    if not sys.stderr.isatty():  # asked here, because a silent tqdm too starts a thread
+        return None
+    return stack.enter_context(tqdm(desc="tokenising", unit="B", unit_scale=True, leave=False))
 
 
 def num_cores() -> int:

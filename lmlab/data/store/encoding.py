@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """Encodes documents with one tokenizer.
+    """Encodes documents with one tokenizer; the tokens are those of `Tokenizer.encode`.
 
     Args:
         tokenizer: The tokenizer.
@@ -37,6 +39,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._token_bytes = np.asarray(tokenizer.token_bytes(), dtype=np.int64)
+        self._splits_at_punctuation = _splits_at_punctuation(tokenizer)
 
     def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
         """Encodes documents in their order, a few at a time.
@@ -47,43 +50,66 @@ class Encoder:
         Yields:
             One result for each.
         """
+        encode = self._by_sentence if self._splits_at_punctuation else self._whole
         for batch in _batches(texts):
-            for text, ids in zip(batch, self.tokenizer.encode_batch(batch), strict=True):
-                yield self._with_sentences(text, ids)
+            yield from encode(batch)
 
-    def _with_sentences(self, text: str, ids: np.ndarray) -> Encoded:
-        starts = sentence_starts(text)
-        num_bytes = len(text) if text.isascii() else len(text.encode())
-        if not len(ids):
-            return Encoded(ids, np.zeros(0, np.int64), num_bytes)
-        ends = np.cumsum(self._token_bytes[ids])
-        if ends[-1] == num_bytes:  # no byte of the text is lost, so bytes say which token holds a character
-            firsts = np.searchsorted(ends, _byte_offsets(text, starts), side="right")
-        else:
-            firsts = self._by_counting(text, starts, len(ids))
-        firsts[:1] = 0  # also where the first token stands for no byte
-        return Encoded(ids, np.unique(np.minimum(firsts, len(ids) - 1)), num_bytes)
+    def _by_sentence(self, texts: Sequence[str]) -> Iterator[Encoded]:
+        """For BERT's tokenizers: no token crosses the end of a sentence, so sentences can be encoded on their own."""
+        parts = [_cut(text, sentence_starts(text)) for text in texts]
+        ids = iter(self.tokenizer.encode_batch([sentence for part in parts for sentence in part]))
+        for text, part in zip(texts, parts, strict=True):
+            yield _joined(text, list(itertools.islice(ids, len(part))))
+
+    def _whole(self, texts: Sequence[str]) -> Iterator[Encoded]:
+        for text, ids in zip(texts, self.tokenizer.encode_batch(texts), strict=True):
+            starts = sentence_starts(text)
+            ends = np.cumsum(self._token_bytes[ids])
+            if not len(ids):
+                firsts = np.zeros(0, np.int64)
+            elif ends[-1] == _utf8_size(text):  # no byte of the text is lost, so bytes say which token holds a character
+                firsts = np.searchsorted(ends, _byte_offsets(text, starts), side="right")
+            else:
+                firsts = self._by_counting(text, starts, len(ids))
+            firsts[:1] = 0  # also where the first token stands for no byte
+            yield Encoded(ids, np.unique(np.minimum(firsts, len(ids) - 1)), _utf8_size(text))
 
     def _by_counting(self, text: str, starts: np.ndarray, num_ids: int) -> np.ndarray:
-        """First tokens of sentences, from the number of tokens that each sentence has on its own.
+        """First tokens of sentences, from the number of tokens that each has on its own.
 
-        Exact for WordPiece, which forgets spaces, because it never joins anything across a space or a punctuation mark. Otherwise,
-        where normalisation changed the text, a boundary may be off by the tokens that a cut costs.
+        For text that the tokenizer's normalisation changes; a boundary may be off by the tokens that a cut costs.
         """
-        bounds = [*starts.tolist(), len(text)]
-        pieces = [text[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
-        counts = np.array([len(ids) for ids in self.tokenizer.encode_batch(pieces)])
+        counts = np.array([len(ids) for ids in self.tokenizer.encode_batch(_cut(text, starts))])
         before = np.cumsum(counts) - counts
         total = int(counts.sum())
         return before if total == num_ids else before * num_ids // max(1, total)
 
 
+def _joined(text: str, ids_of_sentences: list[np.ndarray]) -> Encoded:
+    ids = np.concatenate(ids_of_sentences) if ids_of_sentences else np.zeros(0, np.int32)
+    sizes = np.array([len(ids) for ids in ids_of_sentences if len(ids)], np.int64)
+    return Encoded(ids, np.cumsum(sizes) - sizes, _utf8_size(text))
+
+
+def _splits_at_punctuation(tokenizer: Tokenizer) -> bool:
+    parts = json.loads(tokenizer.json)
+    return parts["model"]["type"] == "WordPiece" and (parts.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer"
+
+
+def _cut(text: str, starts: np.ndarray) -> list[str]:
+    bounds = [*starts.tolist(), len(text)]
+    return [text[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
+def _utf8_size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def _byte_offsets(text: str, starts: np.ndarray) -> np.ndarray:
     if text.isascii():
         return starts
-    bounds = starts.tolist()
-    sizes = [len(text[begin:end].encode()) for begin, end in zip(bounds, bounds[1:], strict=False)]
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    sizes = np.array([_utf8_size(sentence) for sentence in _cut(text, starts)], np.int64)
+    return np.cumsum(sizes) - sizes
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 from lmlab.cache import write_atomic
 from lmlab.config import to_plain
 from lmlab.data.cleaning import CleaningCounts
+from lmlab.data.store.reading import FORMAT, HEADER, FileRecord, StoreConfig, StoreHeader, file_sha256
 from lmlab.data.store.shards import read_shard, token_dtype
 from lmlab.data.store.splits import DROPPED, SPLITS, assign_splits, first_of_each
-from lmlab.data.store.reading import FORMAT, HEADER, FileRecord, StoreConfig, StoreHeader, file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,31 +71,32 @@ def merge_shards(files: Sequence[Path], splits: np.ndarray, folder: Path, identi
         identity: For the headers.
         counts: For the headers.
     """
-    writers = [_SplitWriter(folder / name, identity.vocab_size) for name in SPLITS]
-    first = 0
-    for file in files:
-        shard = read_shard(file)
-        part = splits[first : first + len(shard["lengths"])]
-        first += len(part)
-        for index, writer in enumerate(writers):
-            writer.add(shard, part == index)
-    for name, writer in zip(SPLITS, writers, strict=True):
-        writer.finish(name, identity, counts)
+    with ExitStack() as stack:
+        writers = [_SplitWriter(folder / name, identity.vocab_size, stack) for name in SPLITS]
+        first = 0
+        for file in files:
+            shard = read_shard(file)
+            part = splits[first : first + len(shard["lengths"])]
+            first += len(part)
+            for index, writer in enumerate(writers):
+                writer.add(shard, part == index)
+        for name, writer in zip(SPLITS, writers, strict=True):
+            writer.finish(name, identity, counts)
 
 
 class _SplitWriter:
     """Collects the documents of one split."""
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
+    def __init__(self, folder: Path, vocab_size: int, stack: ExitStack) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.largest_id = -1
         self.total_bytes = 0
         self.arrays = {
-            "tokens": _ArrayWriter(folder / "tokens.npy", token_dtype(vocab_size)),
-            "offsets": _ArrayWriter(folder / "offsets.npy", np.dtype(np.int64)),
-            "num_bytes": _ArrayWriter(folder / "num_bytes.npy", np.dtype(np.int64)),
-            "sentences": _ArrayWriter(folder / "sentences.npy", np.dtype(np.int64)),
+            "tokens": _ArrayWriter(folder / "tokens.npy", token_dtype(vocab_size), stack),
+            "offsets": _ArrayWriter(folder / "offsets.npy", np.dtype(np.int64), stack),
+            "num_bytes": _ArrayWriter(folder / "num_bytes.npy", np.dtype(np.int64), stack),
+            "sentences": _ArrayWriter(folder / "sentences.npy", np.dtype(np.int64), stack),
         }
         self.arrays["offsets"].write(np.zeros(1))
 
@@ -139,9 +141,9 @@ class _SplitWriter:
 class _ArrayWriter:
     """Appends to a one-dimensional .npy file whose length is not known beforehand."""
 
-    def __init__(self, file: Path, dtype: np.dtype[Any]) -> None:
+    def __init__(self, file: Path, dtype: np.dtype[Any], stack: ExitStack) -> None:
         self.file, self.dtype, self.size = file, dtype, 0
-        self._stream = open(file, "w+b")
+        self._stream = stack.enter_context(file.open("w+b"))
         self._write_head()
 
     def write(self, values: np.ndarray) -> None:
@@ -153,7 +155,6 @@ class _ArrayWriter:
         self._write_head()
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        self._stream.close()
         return FileRecord(num_bytes=self.file.stat().st_size, sha256=file_sha256(self.file))
 
     def _write_head(self) -> None:

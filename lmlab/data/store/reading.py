@@ -257,7 +257,7 @@ def file_sha256(file: Path) -> str:
         file: Any size.
     """
     digest = hashlib.sha256()
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

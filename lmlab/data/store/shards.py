@@ -21,6 +21,10 @@ from lmlab.errors import DataError
 from lmlab.tokenizer import Tokenizer
 
 
+class InterruptedBuildError(DataError):
+    """A build that stopped for a reason outside the text: what was finished before can be used again."""
+
+
 class RawShard(NamedTuple):
     """A stretch of a corpus, as it was read.
 
@@ -97,6 +101,10 @@ class ShardWriter:
 
         Returns:
             What the cleaning did.
+
+        Raises:
+            DataError: If `cleaning.invalid` is `fail` and something is.
+            InterruptedBuildError: If the file cannot be written.
         """
         counts = CleaningCounts()
         documents = list(clean(raw.documents, self.cleaning, counts))
@@ -106,8 +114,11 @@ class ShardWriter:
         counts.num_kept -= len(documents) - len(shard.lengths)
         counts.num_bytes = int(shard.num_bytes.sum())
         note = json.dumps({"counts": to_plain(counts), "marks": _marks(raw)})
-        with atomic_file(shard_file(self.folder, raw.number)) as stream:
-            np.savez(stream, **shard._asdict(), note=np.frombuffer(note.encode(errors="surrogateescape"), np.uint8))  # type: ignore[arg-type]
+        try:
+            with atomic_file(shard_file(self.folder, raw.number)) as stream:
+                np.savez(stream, **shard._asdict(), note=np.frombuffer(note.encode(errors="surrogateescape"), np.uint8))  # type: ignore[arg-type]
+        except DataError as error:
+            raise InterruptedBuildError(error.what, where=error.where, why=error.why, remedy=error.remedy) from error
         return counts
 
     def finished(self, raw: RawShard) -> CleaningCounts | None:

@@ -49,9 +49,13 @@ def assign_splits(hashes: np.ndarray, val_share: float, test_share: float, seed:
     splits = np.select([places < val_share, places < val_share + test_share], [1, 2], default=0).astype(np.int8)
     order = np.argsort(places)
     wanted = [0] + [index for index, share in ((1, val_share), (2, test_share)) if share > 0]
-    for index in wanted[: len(texts)]:
-        if not (splits == index).any():
-            largest = np.bincount(splits, minlength=3).argmax()  # has at least two texts, for there are as many as splits wanted
-            candidates = order[splits[order] == largest]
+    needed = wanted[: len(texts)]
+    for index in needed:
+        sizes = np.bincount(splits, minlength=3)
+        if not sizes[index]:
+            # from a split that may stay empty; if there is none, some other needed one has two texts
+            spare = [other for other in range(3) if other not in needed and sizes[other]]
+            giver = spare[0] if spare else int(sizes.argmax())
+            candidates = order[splits[order] == giver]
             splits[candidates[-1] if index == 0 else candidates[0]] = index
     return splits[which]

@@ -7,6 +7,7 @@ next shard reads from a pipe, so even the kill of its parent ends it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import queue
@@ -14,17 +15,14 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lmlab.data.cleaning import CleaningCounts
 from lmlab.data.store.encoding import Encoder
-from lmlab.data.store.shards import RawShard, ShardWriter
+from lmlab.data.store.shards import InterruptedBuildError, RawShard, ShardWriter
 from lmlab.errors import DataError, LabError
-
-
-class WorkerDied(DataError):
-    """A process that tokenised the corpus has died; what was finished before can be used again."""
 
 
 class WorkerPool:
@@ -73,7 +71,7 @@ class WorkerPool:
 
 class _Worker:
     def __init__(self, writer: ShardWriter) -> None:
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         # one thread each: the processes already fill the cores
         environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-c", "from lmlab.data.store.workers import serve; serve()"]
@@ -91,10 +89,10 @@ class _Worker:
             self.input.flush()
             reply = pickle.load(self.output)
         except (EOFError, OSError, pickle.UnpicklingError) as error:
-            raise WorkerDied(
+            raise InterruptedBuildError(
                 "a process that tokenised the corpus has died",
                 where=f"{raw.documents[0].source} and the {len(raw.documents) - 1} documents after it",
-                why=f"exit code {self.process.wait()}; -9 usually means that memory ran out",
+                why=f"exit code {self._exit_code()}; -9 usually means that memory ran out",
                 remedy="start again: finished parts are kept; set store.num_processes or store.shard_characters lower",
             ) from error
         if isinstance(reply, BaseException):
@@ -104,12 +102,17 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
 
+    def _exit_code(self) -> int | None:
+        try:
+            return self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # it lives, but does not answer in a way that can be read
+            self.kill()
+            return None
+
     def close(self) -> None:
         for pipe in (self.input, self.output):
-            try:
+            with contextlib.suppress(OSError):  # the process went first
                 pipe.close()
-            except OSError:  # the process went first
-                pass
         self.process.wait()
 
 

@@ -1,0 +1,1 @@
+"""Speed, measured beside something to compare it with, in one run."""

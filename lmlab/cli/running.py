@@ -1,0 +1,242 @@
+"""LightningCLI with a tokenizer, a budget and a run directory: what `lmlab fit|validate|test|predict` run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+from jsonargparse.typing import register_type
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lmlab.budget import BudgetConfig
+from lmlab.cache import atomic_file
+from lmlab.checkpoint import AtomicCheckpointIO, read_checkpoint
+from lmlab.cli.allowlist import Admitted
+from lmlab.cli.suggestions import COMMANDS, explain, parser_kwargs, where_written
+from lmlab.cli.training import tokenizer_for
+from lmlab.errors import CheckpointError, ConfigError
+from lmlab.objectives.base import Objective, Prediction
+from lmlab.run.find import find_checkpoint
+from lmlab.run.record import now
+from lmlab.tokenizer import Tokenizer, TokenizerConfig
+from lmlab.training import TRAINER_DEFAULTS, RunConfig, Session, open_session, standard_callbacks, standard_loggers
+
+# one value for the parser, not a group of settings: it is linked in, never written in a YAML
+register_type(Tokenizer, serializer=lambda tokenizer: tokenizer.fingerprint, deserializer=Tokenizer.load, fail_already_registered=False)
+
+LIMITS = ("the budget ends a run, and accumulation follows from the batch sizes",
+          "set budget.steps, tokens, flops or seconds; data.global_batch_size and data.micro_batch_size")  # fmt: skip
+LOGGERS = ("metrics.csv is always written, and W&B has its own setting", "set run.wandb: auto, or leave it out")
+OWN_SETTINGS: dict[str, tuple[Any, tuple[str, str]]] = {
+    **{name: (-1 if name == "max_steps" else None, LIMITS) for name in ("max_steps", "max_time", "min_steps", "min_epochs")},
+    **dict.fromkeys(("max_epochs", "accumulate_grad_batches"), (1, LIMITS)),
+    "logger": (None, LOGGERS),
+}
+"""Trainer settings that lmlab answers for: their only value besides None, why, and what to set instead."""
+
+
+class LabCLI(LightningCLI):
+    """LightningCLI with lmlab's groups: `tokenizer`, `budget`, `run`.
+
+    Args:
+        admitted: The command line, looked at.
+        predictions: Where `predict` writes.
+    """
+
+    def __init__(self, admitted: Admitted, predictions: Path | None = None) -> None:
+        """Parses and runs."""
+        self.admitted, self.predictions = admitted, predictions or Path("predictions.jsonl")
+        self.session: Session | None = None
+        self.measured: Path | None = None
+        self._content: dict[str, Any] | None = None
+        super().__init__(
+            Objective,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={key: value for key, value in parser_kwargs().items() if key not in COMMANDS or key == admitted.arguments[0]},
+            args=admitted.arguments,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that was asked for: a parser takes a tenth of a second to make."""
+        command = self.admitted.arguments[0]
+        return {command: LightningCLI.subcommands()[command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the groups, and links what must agree."""
+        parser.add_class_arguments(TokenizerConfig, "tokenizer")
+        parser.add_class_arguments(BudgetConfig, "budget")
+        parser.add_class_arguments(RunConfig, "run")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        for target in ("model", "data"):
+            parser.link_arguments("tokenizer", f"{target}.init_args.tokenizer", compute_fn=self._tokenizer, apply_on="instantiate")
+        parser.link_arguments("model", "data.init_args.feed", compute_fn=_feed_of, apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; what the parser refuses is explained in a few lines."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise explain(error, parser, self.admitted.configs, args) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Takes no settings from a checkpoint: lmlab's hold none that the parser could use, and the file is not verified yet."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses settings that are lmlab's own; reads the checkpoint to measure."""
+        config = self._chosen
+        for name, (value, (why, remedy)) in OWN_SETTINGS.items():
+            if config.trainer.get(name) not in (value, None):
+                raise self._refused(f"trainer.{name}", config.trainer[name], why, remedy)
+        if self.subcommand != "fit":
+            if "verbose" in config:
+                config.verbose = False  # the command prints its own table
+            if config.ckpt_path is not None:
+                self.measured = find_checkpoint(config.ckpt_path)
+                self._content = read_checkpoint(self.measured)
+                config.ckpt_path = None  # loaded below, as `lmlab.load` does, and not with the state of callbacks and data
+            return
+        _ = self._budget, self._run_config  # refused now rather than after a tokenizer was trained
+        if config.ckpt_path is not None:
+            why, remedy = "the run's own checkpoints are found by its folder", "use --resume auto, or --resume RUN"
+            raise self._refused("ckpt_path", config.ckpt_path, why, remedy)
+
+    def instantiate_classes(self) -> None:
+        """Makes the objects; what a config says about itself comes out as it was said, not wrapped in the parser's words."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            known = explain(error, self.parser, self.admitted.configs, self.admitted.arguments)
+            if known in _causes(error):
+                raise known from None
+            raise
+
+    def after_instantiate_classes(self) -> None:
+        """Gives a model to be measured its weights."""
+        if self._content is None:
+            return
+        self.model.configure_model()
+        averages = self._content.get("lmlab_average", {}).get("averages", {})  # if weights were averaged, these were validated
+        try:
+            self.model.load_state_dict({**self._content["state_dict"], **averages}, strict=self.model.strict_loading)
+        except RuntimeError as error:
+            why = " ".join(str(error).split("\n")[1:2]).strip()
+            what, remedy = f"the weights in {self.measured} do not fit the model", "leave the model's settings as the run has them"
+            raise CheckpointError(what, where="model", why=why, remedy=remedy) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Opens the run, now that model and data could be made, and adds what every run has to what the config asks for."""
+        if self.subcommand == "fit":
+            seed = int(self._chosen.seed_everything)
+            self.session = open_session(self._run_config, seed, self._settings(), self._budget)
+            self.config_init[str(self.subcommand)].ckpt_path = None if self.session.checkpoint is None else str(self.session.checkpoint)
+        config = self._get(self.config_init, "trainer", default={})
+        plugins = config.get("plugins") or []
+        own: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), *(plugins if isinstance(plugins, list) else [plugins])], "logger": False}
+        callbacks = list(config.get("callbacks") or [])
+        if self.session is not None:
+            own["logger"] = standard_loggers(self.session, self._run_config, self._settings())
+            shown = config.get("enable_progress_bar", True) is not False
+            own["callbacks"] = [*standard_callbacks(self.session, self._budget, self._run_config, shown), *callbacks]
+        else:
+            own["enable_checkpointing"] = False
+        try:
+            return super().instantiate_trainer(**{**own, **kwargs})
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            what = "Lightning cannot make a trainer of these settings"
+            if self.session is not None and self.session.claim is not None:
+                failed = dataclasses.replace(self.session.record, status="failed", ended=now(), error=what)
+                failed.save(self.session.run.record_path)
+                self.session.claim.release()
+            raise ConfigError(what, where="trainer", why=str(error).strip(), remedy="change that setting") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Lets go of the run's folder at the end, not when this process ends."""
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if self.session is not None and self.session.claim is not None:
+                self.session.claim.release()
+
+    def predict(self, **kwargs: Any) -> None:
+        """Writes predictions as they come; the file is there when all are."""
+        with atomic_file(self.predictions) as file:
+            self.trainer.callbacks.append(_PredictionWriter(file))  # type: ignore[attr-defined]
+            self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+    @property
+    def _chosen(self) -> Any:
+        """The settings of the command."""
+        return self.config[str(self.subcommand)]
+
+    @property
+    def _run_config(self) -> RunConfig:
+        return RunConfig(**self._chosen.run.as_dict())
+
+    @property
+    def _budget(self) -> BudgetConfig:
+        return BudgetConfig(**self._chosen.budget.as_dict())
+
+    def _settings(self) -> dict[str, Any]:
+        """The resolved settings as plain values, without those that only say where things are written."""
+        dumped = self._parser(self.subcommand).dump(self._chosen, skip_none=False, format="yaml", skip_validation=True)
+        settings = yaml.safe_load(dumped)
+        for key in ("ckpt_path", "config", "verbose", "weights_only", "return_predictions"):
+            settings.pop(key, None)
+        return settings
+
+    def _tokenizer(self, config: TokenizerConfig) -> Tokenizer:
+        """The checkpoint's own, or what the settings describe, trained from the run's corpus if it must be."""
+        if self._content is not None:
+            return Tokenizer.from_plain(self._content["lmlab"]["objective"]["init_args"]["tokenizer"])
+        data = self._chosen.data.init_args
+        return tokenizer_for(config, data.corpus, data.get("cleaning"), data.get("cache_dir"))
+
+    def _refused(self, key: str, value: Any, why: str, remedy: str) -> ConfigError:
+        where = where_written(key, self.admitted.configs, self.admitted.arguments)
+        return ConfigError(f"{key} = {value!r} is not yours to set", where=where or key, why=why, remedy=remedy)
+
+
+class _PredictionWriter(Callback):
+    """Writes one line of JSON per example."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Sequence[Prediction],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        for prediction in outputs:
+            self.file.write((json.dumps(prediction._asdict(), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found
+
+
+def _feed_of(objective: Objective) -> Any:
+    return objective.feed()

@@ -1,0 +1,139 @@
+"""Checkpoint files: whole or absent, verified to the byte, and never able to run code."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmlab.checkpoint import newest_whole, read_checkpoint, verify, write_checkpoint
+from lmlab.checkpoint.files import sweep
+from lmlab.errors import CheckpointError
+
+CONTENT = {"weights": {"a": torch.arange(2000.0)}, "step": 3, "text": "中文"}
+
+
+def written(folder: Path, name: str = "step=0000003.ckpt") -> Path:
+    path = folder / name
+    write_checkpoint(CONTENT, path)
+    return path
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    content = read_checkpoint(written(tmp_path / "new" / "folder"))
+    assert torch.equal(content["weights"]["a"], CONTENT["weights"]["a"])  # type: ignore[index]
+    assert (content["step"], content["text"]) == (3, "中文")
+    assert [p.name for p in (tmp_path / "new" / "folder").iterdir()] == ["step=0000003.ckpt"]
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "empty", "text", "missing"])
+def test_every_fault_is_found_and_named(tmp_path: Path, fault: str) -> None:
+    path = written(tmp_path)
+    data = bytearray(path.read_bytes())
+    if fault == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif fault == "flipped":
+        at = data.find(torch.tensor([1000.0]).numpy().tobytes())
+        data[at + 1] ^= 1
+        path.write_bytes(data)
+    elif fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "text":
+        path.write_text("not a checkpoint")
+    else:
+        path.unlink()
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert path.name in str(caught.value) and "do:" in str(caught.value)
+
+
+def test_a_broken_newest_one_falls_back_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = written(tmp_path, "step=0000001.ckpt"), written(tmp_path, "step=0000002.ckpt")
+    bad.write_bytes(bad.read_bytes()[:-300])
+    with caplog.at_level("WARNING"):
+        assert newest_whole([bad, good]) == good
+    assert "step=0000002.ckpt is broken" in caplog.text
+    assert newest_whole([bad]) is None
+
+
+class Evil:
+    """Unpickling this would make a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / "was-run"
+    torch.save({"x": Evil(marker)}, tmp_path / "evil.ckpt")
+    with pytest.raises(CheckpointError, match="cannot be loaded safely"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CheckpointError, match="TORCH_FORCE"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    assert not marker.exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        write_checkpoint(CONTENT, tmp_path / "file" / "step=0000001.ckpt")
+    path = written(tmp_path)
+    before = path.read_bytes()
+    with pytest.raises((CheckpointError, TypeError, AttributeError)):
+        write_checkpoint({"x": (n for n in range(3))}, path)
+    assert path.read_bytes() == before
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    (tmp_path / ".step=0000004.ckpt.123.tmp").write_bytes(b"half")
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from lmlab.checkpoint import write_checkpoint
+path, n = Path(sys.argv[1]), 0
+while True:
+    n += 1
+    write_checkpoint({"w": torch.full((2_000_000,), float(n)), "n": n}, path)
+    print(n, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_a_whole_file(tmp_path: Path) -> None:
+    shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path  # another file system than /tmp, where renames are not moves
+    path = shared / f"lmlab-kill-{os.getpid()}" / "last.ckpt"
+    generator, process = random.Random(0), None
+    try:
+        for _ in range(6):
+            process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(generator.random() * 0.4)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            verify(path)
+            content = read_checkpoint(path)
+            assert (content["w"] == content["n"]).all()
+    finally:
+        for left in path.parent.glob("*") if path.parent.is_dir() else ():
+            left.unlink()
+        for left in path.parent.glob(".*") if path.parent.is_dir() else ():
+            left.unlink()
+        if path.parent.is_dir():
+            path.parent.rmdir()

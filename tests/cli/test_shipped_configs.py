@@ -1,0 +1,106 @@
+"""Every shipped config parses, adds up with every overlay, runs two steps, and leaves a checkpoint that loads and measures the same."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lmlab
+from lmlab.cli import main
+from lmlab.cli.allowlist import admit
+from lmlab.cli.config_file import read_config
+from lmlab.cli.overlays import is_base
+from lmlab.cli.running import LabCLI
+from lmlab.cli.training import tokenizer_for
+from lmlab.data.module import CorpusModule
+from lmlab.run.directory import RunDirectory
+from lmlab.run.find import list_runs
+from lmlab.run.record import Record
+from lmlab.tokenizer import TokenizerConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = [read_config(path) for path in sorted(CONFIGS.rglob("*.yaml")) if "experiments" not in path.parts]
+BASES = [file.path for file in FILES if is_base(file)]
+OVERLAYS = [file.path for file in FILES if not is_base(file)]
+PRETRAIN = sorted((CONFIGS / "pretrain").glob("*.yaml"))
+TINY = ["--model.backbone={hidden_size: 32, num_layers: 1, num_heads: 2}", "--model.length=32"]
+SAME = 1e-6  # relative: float32 sums over a few hundred tokens, in the same order
+
+
+class SettingsRead(Exception):  # noqa: N818 - not an error
+    """Stops a command when its settings are read."""
+
+
+class ParsingCLI(LabCLI):
+    def before_instantiate_classes(self) -> None:
+        raise SettingsRead
+
+
+@cache
+def parsed(*paths: Path) -> Any:
+    admitted = admit(["fit", *(word for path in paths for word in ("-c", str(path)))])
+    cli = ParsingCLI.__new__(ParsingCLI)
+    with pytest.raises(SettingsRead):
+        cli.__init__(admitted)
+    return cli.config.fit
+
+
+def name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize(("base", "overlay"), list(product(BASES, OVERLAYS)), ids=lambda path: name(path))
+def test_every_overlay_adds_up_with_every_base(base: Path, overlay: Path) -> None:
+    """Read by the parser of `lmlab fit` itself; what the overlay says holds, and what only the base says stays."""
+    alone, together = parsed(base), parsed(base, overlay)
+    assert (together.model.class_path, together.data.class_path) == (alone.model.class_path, alone.data.class_path)
+    _holds(read_config(overlay).tree, together)
+    assert together.run.name == alone.run.name
+    assert together.model.init_args.optimizer == alone.model.init_args.optimizer
+
+
+def _holds(tree: dict[str, Any], config: Any) -> None:
+    for key, value in tree.items():
+        if key.endswith("+"):
+            added = [item["class_path"] for item in value]
+            assert [item.class_path for item in config[key[:-1]]][-len(added) :] == added
+        elif isinstance(value, dict):
+            _holds(value, config[key])
+        else:
+            assert str(config[key]) == str(value), key
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=lambda path: path.stem)
+def test_a_config_runs_and_its_checkpoint_measures_the_same(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMLAB_RUNS", str(tmp_path))
+    text = tmp_path / "text.txt"
+    sentence = "She had been to {} with her sister, and was not sorry to be home again before the rain. "
+    text.write_text("\n\n".join(sentence.format(f"place {n}") * 4 for n in range(150)), encoding="utf-8")
+    quick = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--data.corpus={text}", "--tokenizer.vocab_size=500"]
+    assert main(["fit", "-c", str(path), "-c", str(CONFIGS / "debug/smoke.yaml"), *TINY, *quick]) == 0
+    [run] = list_runs()
+    record = Record.load(run.record_path)
+    assert (record.status, record.spent["steps"]) == ("finished", 2)
+    assert measured(run, text) == pytest.approx(record.metrics["val/loss"], rel=SAME)
+
+
+def measured(run: RunDirectory, text: Path) -> float:
+    """The validation loss of what `lmlab.load` returns, summed here and by no trainer."""
+    objective = lmlab.load(run.path, "last")
+    config = read_config(run.config_path).tree
+    tokenizer = tokenizer_for(TokenizerConfig(**config["tokenizer"]), str(text))
+    assert tokenizer.fingerprint == objective.tokenizer.fingerprint
+    data = CorpusModule(str(text), objective.tokenizer, objective.feed(), global_batch_size=4, eval_examples=8)
+    data.setup("validate")
+    total = count = 0.0
+    with torch.inference_mode():
+        for batch in data.val_dataloader():
+            parts = list(objective({key: value for key, value in batch.items() if key != "window"}).parts.values())
+            assert len(parts) == 1, "write this test's sum for several parts when there is such an objective"
+            total, count = total + float(parts[0].sum), count + float(parts[0].count)
+    return total / count

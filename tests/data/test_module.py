@@ -1,0 +1,93 @@
+"""The data module: its position goes on only where nothing that decides the order has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lmlab.data.module import CorpusModule
+from lmlab.errors import CheckpointError, ConfigError
+from lmlab.objectives.clm import CLM
+from lmlab.tokenizer import Tokenizer, TokenizerConfig
+
+PARAGRAPHS = [f"Paragraph {n}: " + "the quick brown fox jumps over the lazy dog. " * 3 for n in range(30)]
+
+
+@pytest.fixture(scope="module")
+def tok() -> Tokenizer:
+    return Tokenizer.train(PARAGRAPHS, TokenizerConfig(vocab_size=320, num_sentinels=8))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(PARAGRAPHS), encoding="utf-8")
+    return path
+
+
+def module(corpus: Path, tok: Tokenizer, length: int = 16, **given: Any) -> CorpusModule:
+    settings = {"global_batch_size": 8, "seed": 1, "cache_dir": str(corpus.parent / "cache"), **given}
+    return CorpusModule(str(corpus), tok, CLM(tok, length=length).feed(), **settings)
+
+
+def test_the_position_is_taken_up(corpus: Path, tok: Tokenizer) -> None:
+    first, second = module(corpus, tok), module(corpus, tok)
+    stream = iter(first.train_dataloader())
+    batches = [next(stream) for _ in range(6)]
+    first.windows_done = 4
+    second.load_state_dict(first.state_dict())
+    again = next(iter(second.train_dataloader()))
+    assert torch.equal(again["input_ids"], batches[4]["input_ids"]) and again["window"].seed == batches[4]["window"].seed
+
+
+@pytest.mark.parametrize("change", ["global_batch_size", "seed", "tokenizer", "text"])
+def test_what_decides_the_order_must_not_have_changed(corpus: Path, tok: Tokenizer, change: str) -> None:
+    before = module(corpus, tok)
+    before.setup("predict")
+    state = before.state_dict()
+    given: dict[str, Any] = {"global_batch_size": {"global_batch_size": 4}, "seed": {"seed": 2}}.get(change, {})
+    if change == "tokenizer":
+        tok = Tokenizer.train(PARAGRAPHS, TokenizerConfig(vocab_size=310, num_sentinels=8))
+    if change == "text":
+        corpus.write_text(corpus.read_text() + "\n\nOne paragraph more, of a few words.")
+    after = module(corpus, tok, **given)
+    with pytest.raises(CheckpointError) as caught:
+        after.load_state_dict(state)
+    assert {"text": "data_fingerprint", "tokenizer": "tokenizer_fingerprint"}.get(change, change) in caught.value.what
+    assert after.windows_done == 0
+
+
+def test_what_does_not_decide_the_order_may_change(corpus: Path, tok: Tokenizer) -> None:
+    state = module(corpus, tok)
+    state.setup("predict")
+    module(corpus, tok, micro_batch_size=2, num_workers=1).load_state_dict(state.state_dict())
+
+
+def test_accumulation_is_derived_and_not_to_be_set(corpus: Path, tok: Tokenizer) -> None:
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
+    for given, expected in (({"micro_batch_size": 2}, 4), ({}, 1)):
+        data = module(corpus, tok, **given)
+        data.trainer = Trainer(**quiet)
+        data.setup("fit")
+        assert data.trainer.accumulate_grad_batches == expected
+    data = module(corpus, tok, micro_batch_size=2)
+    data.trainer = Trainer(**quiet, accumulate_grad_batches=3)
+    with pytest.raises(ConfigError, match="not yours to set"):
+        data.setup("fit")
+
+
+def test_a_module_without_a_feed_says_what_is_missing(corpus: Path, tok: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match="does not know what to feed") as caught:
+        CorpusModule(str(corpus), tok).train_dataloader()
+    assert "feed=objective.feed()" in str(caught.value)
+
+
+def test_evaluation_is_the_same_on_every_pass_and_limited(corpus: Path, tok: Tokenizer) -> None:
+    data = module(corpus, tok, eval_examples=3)
+    first, second = list(data.val_dataloader()), list(data.val_dataloader())
+    assert sum(len(b["input_ids"]) for b in first) == 3
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, second, strict=True))
