@@ -118,7 +118,7 @@ while True:
 def test_kills_at_random_moments_leave_a_whole_file(tmp_path: Path) -> None:
     shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path  # another file system than /tmp, where renames are not moves
     path = shared / f"lmlab-kill-{os.getpid()}" / "last.ckpt"
-    generator, process = random.Random(0), None
+    generator = random.Random(0)
     try:
         for _ in range(6):
             process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
@@ -127,6 +127,7 @@ def test_kills_at_random_moments_leave_a_whole_file(tmp_path: Path) -> None:
             time.sleep(generator.random() * 0.4)
             process.send_signal(signal.SIGKILL)
             process.wait()
+            process.stdout.close()
             verify(path)
             content = read_checkpoint(path)
             assert (content["w"] == content["n"]).all()
