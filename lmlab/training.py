@@ -42,6 +42,9 @@ RUN_VARIABLE = "LMLAB_RUN_FOLDER"  # tells the ranks a launcher starts which fol
 TRAINER_DEFAULTS: dict[str, Any] = {
     "deterministic": True,
     "max_epochs": 1,  # the data is one stream without end; the budget stops the run
+    # the budget says when to validate; these two tell callbacks such as EarlyStopping to look after each validation, not after an epoch
+    "val_check_interval": 10**9,
+    "check_val_every_n_epoch": None,
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
     "enable_model_summary": False,

@@ -77,14 +77,14 @@ class Checkpoints(Checkpoint):
             self.save(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what is due, and the best so far."""
+        """Saves what is due, the best so far, and the end, which a callback such as EarlyStopping may have called just now."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         score = trainer.callback_metrics.get(self.monitor)
         is_best = score is not None and float(score) < self.best_score
         if score is not None and is_best:
             self.best_score = float(score)
-        if self._due or is_best:
+        if self._due or is_best or trainer.should_stop:
             self.save(trainer, pl_module, is_best=is_best)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

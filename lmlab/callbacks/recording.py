@@ -60,12 +60,10 @@ class Recording(Callback):
         self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Marks the run as finished."""
-        clock = clock_of(pl_module)
-        if clock.progress >= 1:
-            self._finish(trainer, pl_module, "finished")
-            if trainer.is_global_zero:
-                log.info("spent: %s", describe(clock.spent))
+        """Marks the run as finished: its budget is spent, or a callback such as EarlyStopping has ended it."""
+        self._finish(trainer, pl_module, "finished")
+        if trainer.is_global_zero:
+            log.info("spent: %s", describe(clock_of(pl_module).spent))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Marks the run as interrupted or failed, and says why."""

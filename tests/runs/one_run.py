@@ -1,0 +1,126 @@
+"""One run with a diary of every micro-batch, in a process of its own or on two ranks; may kill itself inside a window.
+
+Called by the tests of this folder: `python one_run.py '{"objective": "mlm", "root": ..., "corpus": ..., "out": ..., ...}'`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lmlab.backbones import BackboneConfig
+from lmlab.budget import BudgetConfig
+from lmlab.callbacks import Compile
+from lmlab.data.module import CorpusModule
+from lmlab.objectives.base import Objective
+from lmlab.objectives.clm import CLM
+from lmlab.objectives.mlm import MLM
+from lmlab.objectives.span_corruption import SpanCorruption
+from lmlab.optim import OptimizerConfig, ScheduleConfig
+from lmlab.tokenizer import Tokenizer
+from lmlab.training import RunConfig, fit
+
+LENGTH, GLOBAL_BATCH = 32, 8
+OBJECTIVES: dict[str, type[Objective]] = {"clm": CLM, "mlm": MLM, "span_corruption": SpanCorruption}
+
+
+def digest(value: Any) -> str:
+    """A short hash of tensors, in containers or not."""
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    if isinstance(value, dict):
+        return hashlib.sha256("".join(f"{k}:{digest(v)}" for k, v in sorted(value.items())).encode()).hexdigest()[:16]
+    return str(value)
+
+
+class Diary(Callback):
+    """Writes batch, loss and learning rate of every micro-batch, and dies where it is told to."""
+
+    def __init__(self, path: str, kill_at: int | None) -> None:
+        self.path, self.kill_at = Path(path), kill_at
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        window = batch["window"]
+        key = (window.position, window.index)
+        line = {
+            "key": list(key),
+            "batch": digest({k: v for k, v in batch.items() if k not in ("window",)}),
+            "loss": outputs["loss"].item().hex(),
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]).hex(),
+        }
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.kill_at is not None and window.position // GLOBAL_BATCH == self.kill_at and not window.is_last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+DEFAULTS: dict[str, Any] = {
+    "name": "run",
+    "resume": "never",
+    "steps": 6,
+    "checkpoints": 6,
+    "micro": 4,
+    "num_workers": 0,
+    "dropout": 0.1,
+    "optimizer": "adamw",
+    "lr": 1e-2,
+    "devices": 1,
+    "kill_at": None,
+    "compiled": False,
+    "diary": os.devnull,
+}
+
+
+def main(given: dict[str, Any]) -> None:
+    """Trains, and writes the final weights and what the run was to `out`."""
+    settings = DEFAULTS | given
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer.load(settings["tokenizer"])
+    dropout = settings["dropout"]
+    objective = OBJECTIVES[settings["objective"]](
+        tokenizer,
+        BackboneConfig(hidden_size=32, num_layers=2, num_heads=2, dropout=dropout, attention_dropout=dropout),
+        OptimizerConfig(name=settings["optimizer"], lr=settings["lr"]),
+        ScheduleConfig(kind="cosine", warmup=0.2),
+        length=LENGTH,  # type: ignore[call-arg]
+    )
+    data = CorpusModule(
+        settings["corpus"],
+        tokenizer,
+        objective.feed(),
+        global_batch_size=GLOBAL_BATCH,
+        micro_batch_size=settings["micro"],
+        num_workers=settings["num_workers"],
+        seed=3,
+        eval_examples=8,
+        cache_dir=settings["cache"],
+    )
+    run = fit(
+        objective,
+        data,
+        BudgetConfig(steps=settings["steps"], validations=3, checkpoints=settings["checkpoints"]),
+        RunConfig(name=settings["name"], root=settings["root"], resume=settings["resume"], keep=None),
+        callbacks=[Diary(settings["diary"], settings["kill_at"]), *([Compile()] if settings["compiled"] else [])],
+        seed=3,
+        trainer={
+            "enable_progress_bar": False,
+            "accelerator": "cpu",
+            "devices": settings["devices"],
+            "strategy": "ddp" if settings["devices"] > 1 else "auto",
+        },
+    )
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        weights = {name: value.detach().clone() for name, value in objective.state_dict().items()}
+        torch.save({"weights": weights, "run": str(run.path), "examples": len(data.view("train"))}, settings["out"])
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,46 @@
+"""Loss accounting: 1x8 = 8x1 accumulation = 2 ranks x 4, for every objective, through the whole trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.runs import one_run
+from tests.runs.conftest import Place, start
+
+RTOL = 1e-6  # float32 sums taken in another order
+ATOL = 2e-6
+PLAIN = {"dropout": 0.0, "optimizer": "sgd", "lr": 0.5, "steps": 5, "checkpoints": 1}  # SGD shows any error of scale
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], rtol=RTOL, atol=ATOL) for k in a)
+
+
+@pytest.mark.parametrize("objective", one_run.OBJECTIVES)
+def test_one_process(place: Place, objective: str) -> None:
+    found = []
+    for micro in (8, 1):
+        name = f"account-{objective}-{micro}"
+        one_run.main(place.settings(name, name=name, objective=objective, micro=micro, **PLAIN))
+        found.append(place.result(name)["weights"])
+    assert same(*found)
+
+
+def two_ranks(place: Place, objective: str, micro: int) -> None:
+    alone, together = f"alone-{objective}-{micro}", f"ddp-{objective}-{micro}"
+    one_run.main(place.settings(alone, name=alone, objective=objective, micro=8, **PLAIN))
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+    start(place.settings(together, name=together, objective=objective, micro=micro, devices=2, **PLAIN), launcher)
+    assert same(place.result(alone)["weights"], place.result(together)["weights"])
+
+
+def test_two_ranks_with_half_of_each_batch(place: Place) -> None:
+    two_ranks(place, "mlm", micro=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro", [4, 2])
+@pytest.mark.parametrize("objective", one_run.OBJECTIVES)
+def test_two_ranks(place: Place, objective: str, micro: int) -> None:
+    two_ranks(place, objective, micro)
