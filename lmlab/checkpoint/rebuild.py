@@ -10,6 +10,15 @@ from lmlab.errors import CheckpointError
 from lmlab.objectives.base import FORMAT, Objective
 
 
+def trained_weights(content: dict[str, Any]) -> dict[str, Any]:
+    """The weights to use: the averaged ones where weights were averaged, because those were validated.
+
+    Args:
+        content: What `read_checkpoint` returned.
+    """
+    return {**content["state_dict"], **content.get("lmlab_average", {}).get("averages", {})}
+
+
 def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] = ()) -> Objective:
     """Makes the objective that a checkpoint describes and gives it the trained weights.
 
@@ -37,8 +46,7 @@ def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] =
     objective = rebuild(mine["objective"], allowed=("lmlab", *allow))
     objective.configure_model()
     try:
-        averages = content.get("lmlab_average", {}).get("averages", {})  # if weights were averaged, the averages were what was validated
-        objective.load_state_dict({**content["state_dict"], **averages}, strict=objective.strict_loading)
+        objective.load_state_dict(trained_weights(content), strict=objective.strict_loading)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path.name} do not fit its own configs", where=str(path), why=str(error)) from error
     return objective.eval()

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lmlab.budget import BudgetConfig
 from lmlab.cache import atomic_file
-from lmlab.checkpoint import AtomicCheckpointIO, read_checkpoint
+from lmlab.checkpoint import AtomicCheckpointIO, read_checkpoint, trained_weights
 from lmlab.cli.allowlist import Admitted
 from lmlab.cli.suggestions import COMMANDS, explain, parser_kwargs, where_written
 from lmlab.cli.training import tokenizer_for
@@ -129,9 +129,8 @@ class LabCLI(LightningCLI):
         if self._content is None:
             return
         self.model.configure_model()
-        averages = self._content.get("lmlab_average", {}).get("averages", {})  # if weights were averaged, these were validated
         try:
-            self.model.load_state_dict({**self._content["state_dict"], **averages}, strict=self.model.strict_loading)
+            self.model.load_state_dict(trained_weights(self._content), strict=self.model.strict_loading)
         except RuntimeError as error:
             why = " ".join(str(error).split("\n")[1:2]).strip()
             what, remedy = f"the weights in {self.measured} do not fit the model", "leave the model's settings as the run has them"
