@@ -24,7 +24,7 @@ def check_resume(place: Place, name: str, objective: str, *, kill_at: int, worke
     assert min(resumed)[0] == kill_at * one_run.GLOBAL_BATCH, "the killed window is the first to be repeated"
     assert killed | resumed == straight
     result = place.result(f"{name}-straight")
-    assert STEPS * one_run.GLOBAL_BATCH >= 2 * result["examples"], "the run must cross two epochs to show anything"
+    assert 2 * result["examples"] <= STEPS * one_run.GLOBAL_BATCH, "the run must cross two epochs to show anything"
     weights, again = result["weights"], place.result(f"{name}-resumed")["weights"]
     assert weights.keys() == again.keys() and all(torch.equal(weights[k], again[k]) for k in weights)
 
