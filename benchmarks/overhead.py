@@ -22,8 +22,9 @@ from lmlab.data.module import CorpusModule
 from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.optim import OptimizerConfig
+from lmlab.session import RunConfig
 from lmlab.tokenizer import Tokenizer
-from lmlab.training import RunConfig, fit
+from lmlab.training import fit
 
 CLIP = 1.0
 

@@ -26,7 +26,7 @@ from benchmarks.overhead import measure_overhead
 from benchmarks.peers import OBJECTIVES, Kind, pair
 from benchmarks.sizes import SIZES, Size
 from benchmarks.timing import Ratio, interleave, speedup
-from lmlab.cli.training import tokenizer_for
+from lmlab.data.tokenizer import tokenizer_for
 from lmlab.run.environment import cpu_model
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     console = Console(highlight=False, width=None if Console().is_terminal else 140)
     console.print(machine())
-    tokenizer = tokenizer_for(TokenizerConfig(vocab_size=size.vocab), CORPUS)
+    tokenizer = tokenizer_for(CORPUS, TokenizerConfig(vocab_size=size.vocab))
     peak = matmul_peak(torch.bfloat16, clock=CLOCKS[options.clock])
     console.print(f"matrix-multiply peak, bf16: {peak / 1e9:.0f} GFLOP/s")
     rows: list[Row] = []

@@ -3,11 +3,11 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "fit", "load"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", "fit", "load", "tokenizer_for"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    """`lmlab.load` and `lmlab.fit` import torch and Lightning only when they are asked for."""
+    """The names a notebook needs; torch and Lightning are imported only when one is asked for."""
     if name == "load":
         from lmlab.loading import load
 
@@ -16,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from lmlab.training import fit
 
         return fit
+    if name == "tokenizer_for":
+        from lmlab.data.tokenizer import tokenizer_for
+
+        return tokenizer_for
     raise AttributeError(f"module 'lmlab' has no attribute '{name}'")

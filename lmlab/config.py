@@ -7,14 +7,52 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from lmlab.errors import ConfigError, nearest
 
 T = TypeVar("T")
+
+TRUST_VARIABLE = "LMLAB_ALLOW"
+_trusted: tuple[str, ...] = ()
+
+
+def trust(packages: Sequence[str]) -> None:
+    """Lets class paths in settings and checkpoints name these packages, for the rest of this process or until it is called again.
+
+    Args:
+        packages: Dotted names; what an earlier call trusted is forgotten.
+    """
+    global _trusted
+    _trusted = tuple(packages)
+
+
+def check_trusted(class_path: str, where: str, also: Sequence[str] = ()) -> None:
+    """Refuses a class path outside lmlab and the packages that are trusted; nothing has been imported yet.
+
+    Args:
+        class_path: Dotted path of a class.
+        where: Who names it, for the message.
+        also: Further packages to trust, this once.
+
+    Raises:
+        ConfigError: If it lies elsewhere.
+    """
+    named = [package.strip() for package in os.environ.get(TRUST_VARIABLE, "").split(",") if package.strip()]
+    packages = ("lmlab", *dict.fromkeys([*_trusted, *named, *also]))
+    if any(class_path.startswith(f"{package}.") for package in packages):
+        return
+    package = class_path.split(".")[0]
+    raise ConfigError(
+        f"class path '{class_path}' is not allowed",
+        where=where,
+        why=f"only these packages may be named: {', '.join(packages)}",
+        remedy=f"if you trust it: --allow {package}, {TRUST_VARIABLE}={package}, or lmlab.load(..., allow=('{package}',))",
+    )
 
 
 def require(condition: bool, config: object, field: str, rule: str, remedy: str) -> None:
@@ -33,6 +71,42 @@ def require(condition: bool, config: object, field: str, rule: str, remedy: str)
     if not condition:
         name = type(config).__name__
         raise ConfigError(f"{name}.{field} = {getattr(config, field)!r} is not possible", where=f"{name}.{field}", why=rule, remedy=remedy)
+
+
+def check_choices(config: object) -> None:
+    """Refuses a config in which a field annotated with `Literal` holds something else; for use in `__post_init__`.
+
+    Python does not check annotations, so without this a typo would silently mean the last branch of some `if`.
+
+    Args:
+        config: The dataclass being checked.
+
+    Raises:
+        ConfigError: On the first such field; it names the nearest choice.
+    """
+    for name, hint in typing.get_type_hints(type(config)).items():
+        choices, value = _choices(hint), getattr(config, name)
+        members = list(value.values()) if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else [value]
+        for member in members if choices else ():
+            if not any(type(member) is type(choice) and member == choice for choice in choices):
+                where = f"{type(config).__name__}.{name}"
+                remedy = nearest(str(member), [str(choice) for choice in choices])
+                raise ConfigError(f"{where} = {member!r} is not a choice", where=where, remedy=remedy)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """What a type hint made of `Literal` allows; nothing if it allows other things as well."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is type(None):
+        return (None,)
+    if origin is typing.Literal:
+        return inner
+    if _is_union(hint):
+        parts = [_choices(part) for part in inner]
+        return tuple(choice for part in parts for choice in part) if all(parts) and len(inner) > 1 else ()
+    if origin in (tuple, list):
+        return _choices(inner[0])
+    return _choices(inner[1]) if origin is dict else ()
 
 
 def to_plain(value: Any) -> Any:
@@ -55,6 +129,8 @@ def to_plain(value: Any) -> Any:
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(v) for v in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ConfigError(f"{value!r} has no JSON form", why="configs hold plain values only", remedy="pass a string, a number or a config")
@@ -129,29 +205,28 @@ class Recorded:
         object.__setattr__(self, "_recipe", (f"{cls.__module__}.{cls.__qualname__}", arguments))
         return self
 
-    def recipe(self) -> dict[str, Any]:
-        """The JSON form: `{"class_path": ..., "init_args": ...}`, as LightningCLI writes it."""
+    def recipe(self, without: Sequence[str] = ()) -> dict[str, Any]:
+        """The JSON form: `{"class_path": ..., "init_args": ...}`, as LightningCLI writes it.
+
+        Args:
+            without: Arguments to leave out, because they are given in another way.
+        """
         class_path, arguments = self._recipe
-        return {"class_path": class_path, "init_args": to_plain(arguments)}
+        return {"class_path": class_path, "init_args": to_plain({k: v for k, v in arguments.items() if k not in without})}
 
 
-def rebuild(recipe: Mapping[str, Any], allowed: tuple[str, ...] = ("lmlab",)) -> Any:
+def rebuild(recipe: Mapping[str, Any], allow: Sequence[str] = ()) -> Any:
     """Makes the object that a `recipe()` describes.
 
     Args:
         recipe: `{"class_path": ..., "init_args": ...}`.
-        allowed: Top-level packages a class path may name; nothing is imported before it is allowed.
+        allow: Packages a class path may name besides lmlab and what `trust` was told; nothing is imported before it is allowed.
 
     Raises:
-        ConfigError: On a class path outside `allowed`, one that does not exist, or an unknown argument.
+        ConfigError: On a class path outside these, one that does not exist, or an unknown argument.
     """
     class_path = str(recipe["class_path"])
-    if class_path.split(".")[0] not in allowed:
-        raise ConfigError(
-            f"class path '{class_path}' is not allowed",
-            why=f"only these packages may be named: {', '.join(allowed)}",
-            remedy="pass the package in `allow` if you trust it",
-        )
+    check_trusted(class_path, "class_path", allow)
     module_name, _, class_name = class_path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)

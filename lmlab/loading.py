@@ -6,14 +6,15 @@ from pathlib import Path
 
 from lmlab.checkpoint import objective_from, read_checkpoint
 from lmlab.objectives.base import Objective
+from lmlab.run.directory import RunDirectory
 from lmlab.run.find import find_checkpoint
 
 
-def load(run: str | Path, checkpoint: str | None = None, allow: tuple[str, ...] = ()) -> Objective:
+def load(run: str | Path | RunDirectory, checkpoint: str | None = None, allow: tuple[str, ...] = ()) -> Objective:
     """Loads a trained objective: network, weights and tokenizer.
 
     Args:
-        run: A run's folder, a `.ckpt` file, or a name, which stands for its newest finished run.
+        run: What `lmlab.fit` returned, a run's folder, a `.ckpt` file, or a name, which stands for its newest finished run.
         checkpoint: `best`, `last` or `step=N`; None takes the best, else the last.
         allow: Further packages a class path in the checkpoint may name; code of theirs runs when they are imported.
 
@@ -23,5 +24,5 @@ def load(run: str | Path, checkpoint: str | None = None, allow: tuple[str, ...] 
     Raises:
         CheckpointError: If there is no such run, or its checkpoint is broken or not lmlab's.
     """
-    path = find_checkpoint(run, checkpoint)
+    path = find_checkpoint(run.path if isinstance(run, RunDirectory) else run, checkpoint)
     return objective_from(read_checkpoint(path), path, allow)

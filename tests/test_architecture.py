@@ -31,6 +31,7 @@ ORDER = (
     {"checkpoint"},
     {"callbacks"},
     {"quiet", "loading"},
+    {"session"},
     {"training"},
     {"cli"},
 )

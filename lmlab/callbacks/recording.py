@@ -14,6 +14,7 @@ from lmlab.callbacks.budget import clock_of, objective_of, peak_memory
 from lmlab.callbacks.peak import peak_flops, training_dtype
 from lmlab.data.module import CorpusModule
 from lmlab.errors import LabError
+from lmlab.rulers.ngram import anchors_for
 from lmlab.run.directory import RunDirectory
 from lmlab.run.record import Record, now
 
@@ -38,6 +39,9 @@ class Recording(Callback):
         """Marks the run as running."""
         module = getattr(trainer, "datamodule", None)
         data = module.fingerprints() if isinstance(module, CorpusModule) else {}
+        if trainer.is_global_zero and trainer.enable_validation and isinstance(module, CorpusModule) and not self.record.anchors:
+            reference = anchors_for(module)
+            self.record = dataclasses.replace(self.record, anchors=reference._asdict() if reference else {})
         self.record = dataclasses.replace(
             self.record,
             status="running",

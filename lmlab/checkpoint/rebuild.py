@@ -43,7 +43,7 @@ def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] =
             why=f"its format is {mine['format']}, this lmlab reads up to {FORMAT}",
             remedy="update lmlab",
         )
-    objective = rebuild(mine["objective"], allowed=("lmlab", *allow))
+    objective = rebuild(mine["objective"], allow)
     objective.configure_model()
     try:
         objective.load_state_dict(trained_weights(content), strict=objective.strict_loading)

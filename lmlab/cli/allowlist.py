@@ -22,6 +22,7 @@ import yaml
 
 from lmlab.cli.config_file import ConfigFile, read_config, texts
 from lmlab.cli.overlays import check_order
+from lmlab.config import TRUST_VARIABLE, trust
 from lmlab.errors import ConfigError
 from lmlab.run.directory import check_name
 
@@ -38,7 +39,6 @@ ALLOWED = (
 )
 """Packages that settings may name without asking; of Lightning only what is made to be named."""
 
-VARIABLE = "LMLAB_ALLOW"
 CLASS_SETTINGS = frozenset({"model", "data", "optimizer", "lr_scheduler"})
 TRAINER_CLASS_SETTINGS = frozenset({"accelerator", "callbacks", "logger", "plugins", "precision", "profiler", "strategy"})
 PLACE_ENDINGS = ("path", "paths", "dir", "root", "file", "config")  # settings whose value says where something is read or written
@@ -72,7 +72,7 @@ def admit(argv: Sequence[str]) -> Admitted:
         ConfigError: On a class outside the allowed packages, an address instead of a file, a file that is not plain settings, or
             files that do not add up.
     """
-    arguments, packages = _take_allow(argv)
+    arguments, packages = grant(argv)
     pairs = list(_pairs(arguments))
     files = tuple(read_config(value) for key, value in pairs if key == "config")
     for file in files:
@@ -171,9 +171,20 @@ def _parts(key: str) -> list[str]:
     return [part.rstrip("+") for part in key.split(".") if not part.isdigit()] or [""]
 
 
-def _take_allow(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+def grant(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Takes `--allow` out of a command line, and trusts what it and LMLAB_ALLOW name as long as the command runs.
+
+    Args:
+        argv: Arguments.
+
+    Returns:
+        The other arguments, and the packages.
+
+    Raises:
+        ConfigError: If a package is not there, or could run anything.
+    """
     rest: list[str] = []
-    named = [p for p in os.environ.get(VARIABLE, "").split(",") if p.strip()]
+    named = [p for p in os.environ.get(TRUST_VARIABLE, "").split(",") if p.strip()]
     tokens = iter(argv)
     for token in tokens:
         if token == "--allow" or token.startswith("--allow="):
@@ -184,6 +195,7 @@ def _take_allow(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     packages = tuple(dict.fromkeys(p.strip() for p in named))
     for package in packages:
         _check_package(package)
+    trust(packages)
     return rest, packages
 
 

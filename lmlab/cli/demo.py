@@ -12,20 +12,19 @@ from rich.text import Text
 
 from lmlab.backbones import BackboneConfig
 from lmlab.budget import BudgetConfig, Spent, describe
-from lmlab.cli.training import tokenizer_for
 from lmlab.data.module import CorpusModule
+from lmlab.data.tokenizer import tokenizer_for
 from lmlab.decoding import DecodingConfig
 from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
 from lmlab.optim import OptimizerConfig, ScheduleConfig
-from lmlab.rulers.ngram import Anchors, anchors
 from lmlab.rulers.pseudo_likelihood import pseudo_bits_per_byte
 from lmlab.run.directory import RunDirectory
 from lmlab.run.record import Record
-from lmlab.run.report import write_report
-from lmlab.tokenizer import Tokenizer, TokenizerConfig
-from lmlab.training import RunConfig, fit
+from lmlab.session import RunConfig
+from lmlab.tokenizer import TokenizerConfig
+from lmlab.training import fit
 
 PROMPTS = ("It was a truth", "Elizabeth looked at him, and", "“My dear Mr. Bennet,” said")
 GAPS = ("She was very {mask} to see him.", "Mr. Darcy {mask} to her sister.", "They walked into the {mask} together.")
@@ -45,20 +44,18 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     console, started = Console(highlight=False), time.perf_counter()
     budget = BudgetConfig(tokens=options.tokens, validations=5, checkpoints=1)
-    tokenizer = tokenizer_for(TokenizerConfig(vocab_size=4096), options.corpus)
+    tokenizer = tokenizer_for(options.corpus, TokenizerConfig(vocab_size=4096))
     backbone = BackboneConfig(hidden_size=128, num_layers=4, num_heads=4)
     optimizer, schedule = OptimizerConfig(lr=LEARNING_RATE), ScheduleConfig(kind="cosine", warmup=0.05)
     causal = CLM(tokenizer, backbone, optimizer, schedule, length=LENGTH)
     masked = MLM(tokenizer, backbone, optimizer, schedule, length=LENGTH)
     causal_data, masked_data = _prepare(causal, options.corpus, options.seed), _prepare(masked, options.corpus, options.seed)
-    reference = _anchors(causal_data, tokenizer)
 
     console.rule("[bold]1 of 2: a causal model reads from left to right")
-    causal_run = _train(
-        causal, causal_data, budget, options.seed, "demo-clm", "How well does a small causal model predict the next token?", reference
-    )
+    question = "How well does a small causal model predict the next token?"
+    causal_run = _train(causal, causal_data, budget, options.seed, "demo-clm", question)
     console.rule("[bold]2 of 2: a masked model fills gaps")
-    masked_run = _train(masked, masked_data, budget, options.seed, "demo-mlm", "How well does a small masked model fill gaps?", None)
+    masked_run = _train(masked, masked_data, budget, options.seed, "demo-mlm", "How well does a small masked model fill gaps?")
 
     console.rule("[bold]What they write")
     for prompt, text in zip(
@@ -73,7 +70,7 @@ def main(argv: list[str]) -> int:
         )
 
     console.rule("[bold]What came out")
-    console.print(_table(causal_run, masked_run, masked, masked_data, reference))
+    console.print(_table(causal_run, masked_run, masked, masked_data))
     for run in (causal_run, masked_run):
         console.print(f"report: {run.report_path}", soft_wrap=True)
     console.print(f'took {(time.perf_counter() - started) / 60:.1f} min. Next: `lmlab runs`, `lmlab generate demo-clm --prompt "Emma"`')
@@ -84,31 +81,17 @@ def _prepare(objective: Objective, corpus: str, seed: int) -> CorpusModule:
     return CorpusModule(corpus, objective.tokenizer, objective.feed(), global_batch_size=BATCH, seed=seed, eval_examples=256)
 
 
-def _anchors(data: CorpusModule, tokenizer: Tokenizer) -> Anchors:
-    data.prepare_data()
-    train, held_out = data.view("train"), data.evaluation("val")  # the very blocks the model is scored on
-    return anchors((train[i] for i in range(len(train))), [held_out[i] for i in range(len(held_out))], tokenizer.token_bytes())
-
-
-def _train(
-    objective: Objective, data: CorpusModule, budget: BudgetConfig, seed: int, name: str, question: str, reference: Anchors | None
-) -> RunDirectory:
+def _train(objective: Objective, data: CorpusModule, budget: BudgetConfig, seed: int, name: str, question: str) -> RunDirectory:
     run = fit(objective, data, budget, RunConfig(name=name, question=question), seed=seed)
     objective.eval()
-    if reference is not None:
-        record = Record.load(run.record_path)
-        record.anchors.update(reference._asdict())
-        record.save(run.record_path)
-        write_report(run)
     return run
 
 
-def _table(causal: RunDirectory, masked: RunDirectory, model: MLM, data: CorpusModule, reference: Anchors) -> Table:
+def _table(causal: RunDirectory, masked: RunDirectory, model: MLM, data: CorpusModule) -> Table:
     table = Table("", "bits per byte", "validation loss (nats)", "spent", box=None, pad_edge=False)
-    table.add_row("uniform", f"{reference.uniform:.2f}")
-    table.add_row("unigram", f"{reference.unigram:.2f}")
-    table.add_row("bigram", f"{reference.bigram:.2f}")
     first, second = Record.load(causal.record_path), Record.load(masked.record_path)
+    for name, bits_per_byte in first.anchors.items():
+        table.add_row(name, f"{bits_per_byte:.2f}")
     table.add_row("causal LM", f"{first.metrics['val/bits_per_byte']:.2f}", f"{first.metrics['val/loss']:.2f} per token", _spent(first))
     view = data.view("val")
     blocks = [view[i * len(view) // PLL_BLOCKS] for i in range(PLL_BLOCKS)]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lmlab.cli.allowlist import grant
 from lmlab.decoding import DecodingConfig
 from lmlab.errors import ConfigError
 from lmlab.loading import load
@@ -34,7 +35,7 @@ def generate_main(argv: list[str]) -> int:
     parser.add_argument("--top_p", type=float, default=0.95, help="draw from the fewest tokens with this probability (default: 0.95)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default: 0)")
     parser.add_argument("--plain", action="store_true", help="print the text only, without colour")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(grant(argv)[0])
     config = DecodingConfig(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -63,7 +64,7 @@ def fill_main(argv: list[str]) -> int:
         "--text", action="append", help="with [MASK] for each missing token, or <extra_id_0>, <extra_id_1>, ... for missing spans"
     )
     parser.add_argument("--num_choices", type=int, default=5, help="choices to show for each [MASK] (default: 5)")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(grant(argv)[0])
     texts: list[str] = options.text or [sys.stdin.read().rstrip("\n")]
     objective = load(options.run, options.checkpoint)
     console = Console(highlight=False)
@@ -102,6 +103,7 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"lmlab {command}", description=description, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run's folder, a .ckpt file, or a name (its newest finished run)")
     parser.add_argument("--checkpoint", help="best, last or step=N (default: best, else last)")
+    parser.add_argument("--allow", metavar="PKG", help="let the checkpoint name classes of a package of yours (also LMLAB_ALLOW=PKG,PKG)")
     return parser
 
 

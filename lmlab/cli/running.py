@@ -20,13 +20,15 @@ from lmlab.cache import atomic_file
 from lmlab.checkpoint import AtomicCheckpointIO, read_checkpoint, trained_weights
 from lmlab.cli.allowlist import Admitted
 from lmlab.cli.suggestions import COMMANDS, explain, parser_kwargs, where_written
-from lmlab.cli.training import tokenizer_for
+from lmlab.data.cleaning import CleaningConfig
+from lmlab.data.tokenizer import tokenizer_for
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.objectives.base import Objective, Prediction
 from lmlab.run.find import find_checkpoint
 from lmlab.run.record import now
+from lmlab.session import RunConfig, Session, open_session
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
-from lmlab.training import TRAINER_DEFAULTS, RunConfig, Session, open_session, standard_callbacks, standard_loggers
+from lmlab.training import TRAINER_DEFAULTS, standard_callbacks, standard_loggers
 
 # one value for the parser, not a group of settings: it is linked in, never written in a YAML
 register_type(Tokenizer, serializer=lambda tokenizer: tokenizer.fingerprint, deserializer=Tokenizer.load, fail_already_registered=False)
@@ -89,7 +91,7 @@ class LabCLI(LightningCLI):
         """Parses; what the parser refuses is explained in a few lines."""
         try:
             self.config = parser.parse_args(args)
-        except ArgumentError as error:
+        except (ArgumentError, ImportError) as error:  # the parser's own list denies with an ImportError
             raise explain(error, parser, self.admitted.configs, args) from error
 
     def _parse_ckpt_path(self) -> None:
@@ -140,7 +142,7 @@ class LabCLI(LightningCLI):
         """Opens the run, now that model and data could be made, and adds what every run has to what the config asks for."""
         if self.subcommand == "fit":
             seed = int(self._chosen.seed_everything)
-            self.session = open_session(self._run_config, seed, self._settings(), self._budget)
+            self.session = open_session(self._run_config, seed, self._settings(), self._budget, self.model.tokenizer)
             self.config_init[str(self.subcommand)].ckpt_path = None if self.session.checkpoint is None else str(self.session.checkpoint)
         config = self._get(self.config_init, "trainer", default={})
         plugins = config.get("plugins") or []
@@ -202,7 +204,9 @@ class LabCLI(LightningCLI):
         if self._content is not None:
             return Tokenizer.from_plain(self._content["lmlab"]["objective"]["init_args"]["tokenizer"])
         data = self._chosen.data.init_args
-        return tokenizer_for(config, data.corpus, data.get("cleaning"), data.get("cache_dir"))
+        cleaning = data.get("cleaning")
+        rules = CleaningConfig(**cleaning.as_dict()) if cleaning else CleaningConfig()
+        return tokenizer_for(data.corpus, config, rules, data.get("cache_dir"))
 
     def _refused(self, key: str, value: Any, why: str, remedy: str) -> ConfigError:
         where = where_written(key, self.admitted.configs, self.admitted.arguments)

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import yaml
-
-from lmlab.cache import default_cache_dir
 from lmlab.cli.allowlist import admit
-from lmlab.cli.config_file import read_config
 from lmlab.cli.guide import guide
 from lmlab.cli.overlays import check_base
-from lmlab.config import fingerprint
-from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean
-from lmlab.data.corpus import Corpus, open_corpus
-from lmlab.errors import ConfigError, DataError
+from lmlab.errors import ConfigError
 from lmlab.run.directory import RunDirectory
 from lmlab.run.find import find_checkpoint, find_run
-from lmlab.tokenizer import Tokenizer, TokenizerConfig, resolve_tokenizer
 
 if TYPE_CHECKING:
     from lmlab.cli.running import LabCLI
@@ -101,32 +91,6 @@ def predict_main(argv: list[str]) -> int:
     return code
 
 
-def tokenizer_for(config: TokenizerConfig, corpus: Any, cleaning: Any = None, cache_dir: str | None = None) -> Tokenizer:
-    """Loads a tokenizer, or trains it on a corpus, once.
-
-    Args:
-        config: Which.
-        corpus: As in `data.corpus`.
-        cleaning: As in `data.cleaning`.
-        cache_dir: Where trained ones are kept; None for the default.
-    """
-    source: Corpus = open_corpus(corpus)
-    rules = cleaning if isinstance(cleaning, CleaningConfig) else CleaningConfig(**(cleaning.as_dict() if cleaning else {}))
-
-    def texts() -> Iterator[str]:
-        counts, empty = CleaningCounts(), True
-        for document in clean(source.documents(), rules, counts):
-            empty = False
-            yield document.text
-        if empty:
-            raise DataError(
-                "the corpus is empty", where=str(corpus), why=counts.summary(), remedy="check the path, the field and the separator"
-            )
-
-    folder = Path(cache_dir) if cache_dir else default_cache_dir()
-    return resolve_tokenizer(config, texts, fingerprint([source.fingerprint(), rules]), folder)
-
-
 def _measure(command: str, argv: list[str]) -> int:
     if _helped(command, argv):
         return 0
@@ -175,24 +139,8 @@ def _asked(argv: Sequence[str]) -> Asked:
 def _run_asked(command: str, asked: Asked, predictions: Path | None = None) -> tuple[int, LabCLI | None]:
     if asked.run is None:
         return _run(command, asked.rest, predictions)
-    with _config_of(asked.run) as config:
-        return _run(command, ["-c", str(config), *ONE_PROCESS, "--ckpt_path", str(asked.checkpoint), *asked.rest], predictions)
-
-
-@contextlib.contextmanager
-def _config_of(run: RunDirectory) -> Iterator[Path]:
-    """The run's settings. Those of a run started from Python are completed in a file of their own."""
-    tree = read_config(run.config_path).tree
-    if "class_path" in tree.get("data", {}):
-        yield run.config_path
-        return
-    tree["data"] = {"class_path": "lmlab.data.module.CorpusModule", **tree.get("data", {})}
-    tree["data"].get("init_args", {}).pop("seed", None)  # linked from seed_everything
-    tree.get("model", {}).get("init_args", {}).pop("tokenizer", None)  # linked from the checkpoint
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        yield path
+    settings = ["-c", str(asked.run.config_path), *ONE_PROCESS, "--ckpt_path", str(asked.checkpoint)]
+    return _run(command, [*settings, *asked.rest], predictions)
 
 
 def _run(command: str, arguments: Sequence[str], predictions: Path | None = None) -> tuple[int, LabCLI | None]:
@@ -201,7 +149,7 @@ def _run(command: str, arguments: Sequence[str], predictions: Path | None = None
     check_base(admitted.configs, admitted.arguments)
     from lmlab.cli.running import LabCLI
     from lmlab.quiet import quiet
-    from lmlab.training import RUN_VARIABLE
+    from lmlab.session import RUN_VARIABLE
 
     quiet()
     known = os.environ.get(RUN_VARIABLE)

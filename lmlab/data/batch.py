@@ -30,6 +30,7 @@ Further keys, where they apply:
 - `decoder_*`: the same for a decoder beside an encoder.
 - `supervised`: (N,) int64, flat indices into B * T of the rows a head must see; absent when all of them.
 - `window`: written by the loader, see `lmlab.data.loader`.
+- `is_filler`: True for an evaluation batch that is computed, because other ranks compute one, but does not count.
 """
 
 
@@ -53,6 +54,15 @@ class Example(NamedTuple):
     num_raw_tokens: int
     word_starts: np.ndarray | None = None
     extra: dict[str, Any] | None = None
+
+    def cut(self, length: int) -> Example:
+        """The first tokens of it.
+
+        Args:
+            length: Tokens to keep at most.
+        """
+        words = None if self.word_starts is None else self.word_starts[:length]
+        return self._replace(input_ids=self.input_ids[:length], document_ids=self.document_ids[:length], word_starts=words)
 
 
 class Collator(Protocol):

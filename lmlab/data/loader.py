@@ -229,14 +229,17 @@ class EvalLoader:
         view: Examples in the view's own order.
         collator: Makes batches.
         batches: Positions of the examples of each batch.
+        num_fillers: Further batches, of the first example and marked `is_filler`, that make up the number of passes of other ranks.
     """
 
-    def __init__(self, view: OrderedView, collator: EvalCollator, batches: list[list[int]]) -> None:
-        self._loader = DataLoader(view, batch_sampler=batches, collate_fn=collator)
+    def __init__(self, view: OrderedView, collator: EvalCollator, batches: list[list[int]], num_fillers: int = 0) -> None:
+        self._num_real = len(batches)
+        self._loader = DataLoader(view, batch_sampler=[*batches, *([[0]] * num_fillers)], collate_fn=collator)
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches in order."""
-        return iter(self._loader)
+        for number, batch in enumerate(self._loader):
+            yield batch if number < self._num_real else {**batch, "is_filler": True}
 
     def __len__(self) -> int:
         """Number of batches."""

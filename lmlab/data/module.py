@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
 from lmlab.cache import default_cache_dir
+from lmlab.config import Recorded
 from lmlab.data.batch import Batch, Feed
 from lmlab.data.cleaning import CleaningConfig
 from lmlab.data.corpus import Corpus, open_corpus
@@ -22,7 +24,7 @@ from lmlab.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class CorpusModule(LightningDataModule):
+class CorpusModule(Recorded, LightningDataModule):
     """Feeds an objective from a corpus.
 
     The position in the text is part of the checkpoint, so a resumed run goes on with the very next example.
@@ -40,7 +42,7 @@ class CorpusModule(LightningDataModule):
 
     def __init__(  # noqa: PLR0913  each is a setting of its own on the command line
         self,
-        corpus: str | dict[str, Any],
+        corpus: str | PathLike[str] | dict[str, Any],
         tokenizer: Tokenizer | None = None,
         feed: Feed | None = None,
         *,
@@ -56,7 +58,8 @@ class CorpusModule(LightningDataModule):
         """Stores the settings; nothing is read before `prepare_data`."""
         super().__init__()
         BatchPlan(global_size=global_batch_size, micro_size=global_batch_size if micro_batch_size is None else micro_batch_size)
-        self.corpus_spec, self.tokenizer, self.feed = corpus, tokenizer, feed
+        self.tokenizer, self.feed = tokenizer, feed
+        self.corpus_spec = fspath(corpus) if isinstance(corpus, PathLike) else corpus
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.eval_examples = num_workers, eval_examples
         self.cleaning, self.store_config = cleaning, store
@@ -182,6 +185,8 @@ class CorpusModule(LightningDataModule):
         feed, _ = self._fed()
         plan = self.plan
         view = self.evaluation(split)
-        share = range(plan.rank, len(view) - len(view) % plan.world_size, plan.world_size)  # the same number of batches on every rank
+        share = range(plan.rank, len(view), plan.world_size)
         batches = [list(share[i : i + plan.micro_size]) for i in range(0, len(share), plan.micro_size)]
-        return EvalLoader(view, EvalCollator(feed.eval_collate), batches)
+        longest = -(-len(view) // plan.world_size)  # the share of rank 0
+        fillers = -(-longest // plan.micro_size) - len(batches)  # every rank makes as many passes, for sharded models work together
+        return EvalLoader(view, EvalCollator(feed.eval_collate), batches, fillers)

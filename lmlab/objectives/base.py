@@ -87,10 +87,16 @@ class Tally:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
 
-    def add(self, losses: Losses) -> None:
-        """Takes in one micro-batch; keeps no graph and does not wait for the device."""
+    def add(self, losses: Losses, is_filler: bool = False) -> None:
+        """Takes in one micro-batch; keeps no graph and does not wait for the device.
+
+        Args:
+            losses: What the objective made of it.
+            is_filler: Whether only its names count, so that all ranks add up the same table.
+        """
         for name, part in (losses.parts | losses.monitors).items():
             pair = torch.stack([part.sum.detach().double().squeeze(), part.count.double().squeeze()])
+            pair = torch.zeros_like(pair) if is_filler else pair
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
         self._weights.update({name: part.weight for name, part in losses.parts.items()})
 
@@ -233,7 +239,7 @@ class Objective(Recorded, LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation means."""
-        self._eval_tally.add(self(batch))
+        self._measure(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss`: a sum over a count, not a mean of batch means."""
@@ -243,7 +249,7 @@ class Objective(Recorded, LightningModule, ABC):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the test means."""
-        self._eval_tally.add(self(batch))
+        self._measure(batch)
 
     def on_test_epoch_end(self) -> None:
         """Logs `test/loss`."""
@@ -252,6 +258,8 @@ class Objective(Recorded, LightningModule, ABC):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """What the model was shown, what it was asked for, and what it would have said, as text."""
         predicted, decode = self.predicted_ids(batch), self.tokenizer.decode
+        if "is_filler" in batch:
+            return []
         rows = zip(batch["input_ids"].tolist(), batch["labels"], predicted, strict=True)
         return [
             Prediction(
@@ -274,6 +282,9 @@ class Objective(Recorded, LightningModule, ABC):
         """Takes up the state of a plateau schedule."""
         if "lmlab" in checkpoint:
             self._plateau.load_state_dict(checkpoint["lmlab"]["plateau"])
+
+    def _measure(self, batch: Batch) -> None:
+        self._eval_tally.add(self(batch), is_filler="is_filler" in batch)
 
     def _log_eval(self, stage: str) -> None:
         means = self._eval_tally.means(self._sum_over_ranks)

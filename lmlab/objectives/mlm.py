@@ -17,9 +17,8 @@ from lmlab.data.masking import MaskingConfig, MLMCollator
 from lmlab.errors import DataError
 from lmlab.heads import MLMHead
 from lmlab.objectives.base import Losses, Objective, Part
-from lmlab.objectives.sampling import cut, merge, pieces_of
 from lmlab.optim import OptimizerConfig, ScheduleConfig
-from lmlab.run.samples import Piece, Sample
+from lmlab.run.samples import Piece, Sample, merge
 from lmlab.tokenizer import Tokenizer
 
 
@@ -151,7 +150,7 @@ class MLM(Objective):
             examples: Blocks; their first 64 tokens are masked as in evaluation.
             step: Optimiser steps behind the model.
         """
-        short = [cut(e, min(64, self.length)) for e in examples]
+        short = [e.cut(min(64, self.length)) for e in examples]
         batch = self.feed().eval_collate(short, 0)
         on_device = {key: batch[key].to(self.device) for key in ("input_ids", "document_ids", "position_ids") if key in batch}
         probs, choices = self._ordinary_probs(self.states(on_device)).max(-1)
@@ -159,7 +158,7 @@ class MLM(Objective):
         for row, example in enumerate(short):
             masked = batch["labels"][row].numpy() != IGNORE_INDEX
             filled = np.where(masked, choices[row].cpu().numpy(), example.input_ids)
-            texts = pieces_of(self.tokenizer, filled.tolist())
+            texts = self.tokenizer.pieces(filled.tolist())
             pieces = [
                 Piece(text=text, by="model", truth=self.tokenizer.decode([int(example.input_ids[i])]), probability=probs[row, i].item())
                 if masked[i]

@@ -17,9 +17,8 @@ from lmlab.errors import ConfigError
 from lmlab.heads import LMHead
 from lmlab.nn.cache import KVCache
 from lmlab.objectives.base import Losses, Objective, Part
-from lmlab.objectives.sampling import merge
 from lmlab.optim import OptimizerConfig, ScheduleConfig
-from lmlab.run.samples import Piece, Sample
+from lmlab.run.samples import Piece, Sample, merge
 from lmlab.tokenizer import Tokenizer
 
 

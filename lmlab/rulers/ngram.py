@@ -8,6 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lmlab.data.batch import Example
+from lmlab.data.module import CorpusModule
+
+MAX_COUNTED = 8_000_000
+"""Tokens to count: more would cost a large corpus minutes, and make the bigram some hundredths of a bit better."""
 
 
 class Anchors(NamedTuple):
@@ -81,6 +85,24 @@ def bigram_probs(counts: Counts, previous: np.ndarray, following: np.ndarray) ->
     total = counts.contexts[previous] + kinds
     backed_off = counts.unigram[following]
     return np.where(total > 0, (seen + kinds * backed_off) / np.maximum(total, 1), backed_off)
+
+
+def anchors_for(data: CorpusModule) -> Anchors | None:
+    """The anchors of a run: counted on its training text, read on the very blocks it is validated on.
+
+    Args:
+        data: The run's data, prepared.
+
+    Returns:
+        None where the objective is not fed blocks with one token of lookahead, and so has no likelihood to compare.
+    """
+    feed, tokenizer = data.feed, data.tokenizer
+    if feed is None or tokenizer is None or feed.view != "blocks" or feed.lookahead != 1:
+        return None
+    train, held_out = data.view("train"), data.evaluation("val")
+    counted = min(len(train), max(1, MAX_COUNTED // feed.length))
+    blocks = (train[i * len(train) // counted] for i in range(counted))
+    return anchors(blocks, [held_out[i] for i in range(len(held_out))], tokenizer.token_bytes())
 
 
 def anchors(train: Iterable[Example], held_out: Sequence[Example], token_bytes: np.ndarray) -> Anchors:

@@ -1,7 +1,7 @@
 """The folder of one run, and how it is made.
 
     runs/<name>/<time>-<seed>-<suffix>/
-        config.yaml  environment.json  metrics.csv  samples.jsonl  record.json  report.html
+        config.yaml  tokenizer/  environment.json  metrics.csv  samples.jsonl  record.json  report.html
         checkpoints/{step=N,last,best}.ckpt  plots/*.svg
 
 The folder is fixed once, by the process that launches the ranks, and is continued in place on resume.
@@ -45,6 +45,11 @@ class RunDirectory:
     def config_path(self) -> Path:
         """The resolved configuration, `config.yaml`."""
         return self.path / "config.yaml"
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """Folder of the tokenizer, in Hugging Face layout."""
+        return self.path / "tokenizer"
 
     @property
     def environment_path(self) -> Path:

@@ -115,9 +115,13 @@ def _repeat(run: RunDirectory, record: Record, environment: dict[str, Any]) -> s
             f"git checkout {record.git.commit[:12]}"
             + ("   # there were uncommitted changes, which are not recorded" if record.git.dirty else "")
         )
-    if config:
-        lines.append(f"lmlab fit -c {shlex.quote('/'.join(run.path.parts[-3:]) + '/config.yaml')}")
+    package = _package(config)
+    if config and package != "__main__":
+        allow = "" if package in ("", "lmlab") else f" --allow {shlex.quote(package)}"
+        lines.append(f"lmlab fit -c {shlex.quote('/'.join(run.path.parts[-3:]) + '/config.yaml')}{allow}")
     parts = [f'<pre class="command">{text(chr(10).join(lines))}</pre>' if lines else ""]
+    if package == "__main__":
+        parts.append('<p class="note">Its objective was defined in a script or a notebook: run that again, or move it into a module.</p>')
     threads = environment.get("torch", {}).get("threads")
     if threads:
         parts.append(f'<p class="note" style="margin-top:12px">Bit for bit only on the same machine with {text(threads)} threads.</p>')
@@ -156,6 +160,14 @@ def _environment(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):  # a report of the rest is worth more than none
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _package(config: str) -> str:
+    """The package that the objective of a config belongs to; empty if it does not say."""
+    try:
+        return str(yaml.safe_load(config)["model"]["class_path"]).split(".")[0]
+    except (yaml.YAMLError, KeyError, TypeError):
+        return ""
 
 
 def _config(path: Path) -> str:

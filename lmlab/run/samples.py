@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,6 +73,21 @@ def read_samples(path: Path) -> list[Sample]:
             continue
         latest[sample.step, origin(sample)] = sample
     return sorted(latest.values(), key=lambda sample: sample.step)
+
+
+def merge(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Joins neighbouring pieces by the corpus; those by the model stay apart, each with its own truth.
+
+    Args:
+        pieces: In order.
+    """
+    merged: list[Piece] = []
+    for piece in pieces:
+        if merged and piece.by == merged[-1].by == "corpus":
+            merged[-1] = Piece(text=merged[-1].text + piece.text)
+        else:
+            merged.append(piece)
+    return tuple(merged)
 
 
 def origin(sample: Sample) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lmlab.cache import write_atomic
 from lmlab.errors import DataError
-from lmlab.tokenizer.specials import ROLES, SpecialTokens, recognise
+from lmlab.tokenizer.specials import ROLES, SpecialTokens, added_tokens, recognise
 from lmlab.tokenizer.training import canonical
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def _append_missing(backend: tokenizers.Tokenizer, specials: SpecialTokens, path
     declared = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     missing = [token for token in specials.all() if backend.token_to_id(token) is None]
     undeclared = [token for token in specials.all() if token not in declared]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in undeclared])
+    backend.add_special_tokens(added_tokens(undeclared, backend.get_vocab(), specials))
     if missing:
         shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
         log.info("%s lacks %d special tokens, appended to its vocabulary: %s", path.name, len(missing), shown)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+
+from tokenizers import AddedToken
 
 ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 
@@ -65,6 +67,21 @@ def sentinel(index: int) -> str:
     Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning", section 3.1.4; the spelling is that of its released vocabulary.
     """
     return f"<extra_id_{index}>"
+
+
+def added_tokens(names: Iterable[str], vocabulary: Iterable[str], specials: SpecialTokens) -> list[AddedToken]:
+    """Special tokens as the library takes them.
+
+    Where a space belongs to the word after it, a gap in a text takes the space before it along, as `<mask>` does in RoBERTa: masking
+    hides whole tokens, so the model never sees a space alone before a mask.
+
+    Args:
+        names: Tokens to add.
+        vocabulary: What the tokenizer has already.
+        specials: Their roles.
+    """
+    gaps = {specials.mask, *specials.sentinels} if any(len(piece) > 1 and piece[0] in "Ġ▁" for piece in vocabulary) else set()
+    return [AddedToken(name, special=True, normalized=False, lstrip=name in gaps) for name in names]
 
 
 def recognise(vocabulary: Collection[str], named: Mapping[str, str], num_sentinels: int) -> SpecialTokens:

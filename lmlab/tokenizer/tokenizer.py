@@ -174,7 +174,8 @@ class Tokenizer:
 
         Args:
             text: Any text of any length.
-            parse_special: Whether `[MASK]` inside the text means the token.
+            parse_special: Whether `[MASK]` inside the text means the token. Where a space belongs to the word after it (`bpe`,
+                `unigram`), a gap takes the space before it along, as the tokens do that are masked in training.
 
         Raises:
             DataError: If it is not a string.
@@ -218,6 +219,18 @@ class Tokenizer:
             run = []
         parts.append(self._backend.decode(run, skip_special_tokens=skip_special))
         return "".join(parts)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, such that together they are the text of all.
+
+        A token that ends in the middle of a character gives its share to the token that completes it.
+
+        Args:
+            ids: (T,) ids.
+        """
+        text = self.decode(ids)
+        ends = [len(self.decode(ids[:i]).rstrip("\ufffd")) for i in range(len(ids))] + [len(text)]
+        return [text[max(ends[:i]) : max(ends[: i + 1])] for i in range(1, len(ends))]
 
     def token_bytes(self) -> np.ndarray:
         """How many bytes of UTF-8 text each id stands for: what bits per byte are counted in.

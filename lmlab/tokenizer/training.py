@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lmlab.tokenizer.config import NUM_BYTES, TokenizerConfig
-from lmlab.tokenizer.specials import SpecialTokens, sentinel
+from lmlab.tokenizer.specials import SpecialTokens, added_tokens, sentinel
 from lmlab.tokenizer.stream import Opener, count, frequent, only, reopened, stream
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def train(texts: Iterable[str] | Opener, config: TokenizerConfig, specials: Spec
         build = {"bpe": _bpe, "wordpiece": _wordpiece, "unigram": _unigram, "characters": _characters}[config.kind]
         with tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
             backend = build(reopened(texts, spool), config, names)
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    backend.add_special_tokens(added_tokens(names, backend.get_vocab(), specials))
     size = backend.get_vocab_size()
     if config.kind in ("bpe", "wordpiece", "unigram") and size < config.vocab_size:
         log.warning("the text gives only %d of the %d tokens asked for", size, config.vocab_size)

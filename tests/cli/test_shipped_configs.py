@@ -16,8 +16,8 @@ from lmlab.cli.allowlist import admit
 from lmlab.cli.config_file import read_config
 from lmlab.cli.overlays import is_base
 from lmlab.cli.running import LabCLI
-from lmlab.cli.training import tokenizer_for
 from lmlab.data.module import CorpusModule
+from lmlab.data.tokenizer import tokenizer_for
 from lmlab.run.directory import RunDirectory
 from lmlab.run.find import list_runs
 from lmlab.run.record import Record
@@ -93,7 +93,7 @@ def measured(run: RunDirectory, text: Path) -> float:
     """The validation loss of what `lmlab.load` returns, summed here and by no trainer."""
     objective = lmlab.load(run.path, "last")
     config = read_config(run.config_path).tree
-    tokenizer = tokenizer_for(TokenizerConfig(**config["tokenizer"]), str(text))
+    tokenizer = tokenizer_for(str(text), TokenizerConfig(**config["tokenizer"]))
     assert tokenizer.fingerprint == objective.tokenizer.fingerprint
     data = CorpusModule(str(text), objective.tokenizer, objective.feed(), global_batch_size=4, eval_examples=8)
     data.setup("validate")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import lmlab
 from lmlab.cli import main
@@ -85,24 +86,34 @@ def test_validate_takes_configs_and_overrides_too(small: list[str], capsys: pyte
     assert "do not fit" in capsys.readouterr().err
 
 
-def test_a_run_started_from_python_is_measured_as_well(small: list[str], text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_started_from_python_is_measured_and_repeated_by_command(
+    small: list[str], text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from lmlab.backbones import BackboneConfig
     from lmlab.budget import BudgetConfig
-    from lmlab.cli.training import tokenizer_for
     from lmlab.data.module import CorpusModule
+    from lmlab.data.tokenizer import tokenizer_for
     from lmlab.objectives.clm import CLM
+    from lmlab.session import RunConfig
     from lmlab.tokenizer import TokenizerConfig
-    from lmlab.training import RunConfig
 
-    tokenizer = tokenizer_for(TokenizerConfig(vocab_size=400), str(text))
+    tokenizer = tokenizer_for(str(text), TokenizerConfig(vocab_size=400))
     objective = CLM(tokenizer, BackboneConfig(hidden_size=32, num_layers=1, num_heads=2), length=32)
-    data = CorpusModule(str(text), tokenizer, objective.feed(), global_batch_size=4, eval_examples=8)
+    data = CorpusModule(text, tokenizer, objective.feed(), global_batch_size=4, eval_examples=8, seed=3)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
-    run = lmlab.fit(objective, data, BudgetConfig(steps=2, validations=1), RunConfig(name="python"), trainer=quiet)
+    run = lmlab.fit(objective, data, BudgetConfig(steps=2, validations=1), RunConfig(name="python"), trainer=quiet, seed=3)
     capsys.readouterr()
     assert main(["validate", "python", *QUICK]) == 0
     expected = Record.load(run.record_path).metrics["val/loss"]
     assert value_of("val/loss", capsys.readouterr().out) == pytest.approx(expected, abs=DIGITS)
+    assert set(Record.load(run.record_path).anchors) == {"uniform", "unigram", "bigram"}
+
+    assert main(["fit", "-c", str(run.config_path), *QUICK]) == 0
+    [again] = [r for r in list_runs(name="python") if r.path != run.path]
+    assert Record.load(again.record_path).metrics["val/loss"] == expected
+    first, second = lmlab.load(run), lmlab.load(again)
+    assert first.tokenizer == second.tokenizer
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_an_unfinished_run_goes_on_where_it_was(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from lmlab.data.loader import BatchPlan
 from lmlab.data.module import CorpusModule
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.objectives.clm import CLM
@@ -88,6 +89,24 @@ def test_a_module_without_a_feed_says_what_is_missing(corpus: Path, tok: Tokeniz
     with pytest.raises(ConfigError, match="does not know what to feed") as caught:
         CorpusModule(str(corpus), tok).train_dataloader()
     assert "feed=objective.feed()" in str(caught.value)
+
+
+@pytest.mark.parametrize(("world", "examples", "micro"), [(2, 7, 2), (3, 7, 1), (4, 3, 2), (2, 1, 8)])
+def test_ranks_share_the_evaluation_without_loss_and_make_as_many_passes(
+    corpus: Path, tok: Tokenizer, world: int, examples: int, micro: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, seen = set(), []
+    for rank in range(world):
+        data = module(corpus, tok, length=4, eval_examples=examples, global_batch_size=world * micro)
+        plan = BatchPlan(global_size=world * micro, micro_size=micro, rank=rank, world_size=world)
+        monkeypatch.setattr(CorpusModule, "plan", plan)
+        batches = list(data.val_dataloader())
+        passes.add(len(batches))
+        seen += [tuple(row.tolist()) for batch in batches if "is_filler" not in batch for row in batch["input_ids"]]
+        assert len(data.val_dataloader()) == len(batches)
+    view = module(corpus, tok, length=4, eval_examples=examples).evaluation("val")
+    assert len(passes) == 1
+    assert sorted(seen) == sorted(tuple(view[i].input_ids[:-1].tolist()) for i in range(examples))
 
 
 def test_evaluation_is_the_same_on_every_pass_and_limited(corpus: Path, tok: Tokenizer) -> None:

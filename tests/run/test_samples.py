@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lmlab.run.samples import Piece, Sample, append_samples, origin, read_samples
+from lmlab.run.samples import Piece, Sample, append_samples, merge, origin, read_samples
 
 
 def fill(step: int, word: str) -> Sample:
@@ -45,3 +45,8 @@ def test_stages_of_one_text_have_one_origin() -> None:
     )
     assert origin(fill(1, "a")) == origin(fill(2, "the")) == origin(parts) == "It is a truth."
     assert origin(Sample(step=0, pieces=(Piece(text="Once"), Piece(text=" upon", by="model")))) == "Once"
+
+
+def test_pieces_of_the_model_stay_apart() -> None:
+    pieces = [Piece(text="a"), Piece(text="b"), Piece(text="c", by="model"), Piece(text="d", by="model"), Piece(text="e")]
+    assert [p.text for p in merge(pieces)] == ["ab", "c", "d", "e"]

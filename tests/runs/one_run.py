@@ -25,8 +25,9 @@ from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
 from lmlab.objectives.span_corruption import SpanCorruption
 from lmlab.optim import OptimizerConfig, ScheduleConfig
+from lmlab.session import RunConfig
 from lmlab.tokenizer import Tokenizer
-from lmlab.training import RunConfig, fit
+from lmlab.training import fit
 
 LENGTH, GLOBAL_BATCH = 32, 8
 OBJECTIVES: dict[str, type[Objective]] = {"clm": CLM, "mlm": MLM, "span_corruption": SpanCorruption}

@@ -19,8 +19,8 @@ from lmlab.errors import CheckpointError
 from lmlab.objectives.clm import CLM
 from lmlab.run.metrics import read_metrics
 from lmlab.run.record import Record
+from lmlab.session import RunConfig
 from lmlab.tokenizer import Tokenizer
-from lmlab.training import RunConfig
 from tests.runs import one_run
 from tests.runs.conftest import REPOSITORY, Place
 

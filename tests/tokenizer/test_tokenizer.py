@@ -219,3 +219,31 @@ def test_forked_workers_encode_silently(wish: str | None) -> None:
     done = subprocess.run([sys.executable, "-c", FORK], env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["30000", "false", str(wish)]
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@given(text=st.text(alphabet="ab 中国é😀.", min_size=1, max_size=20))
+@settings(max_examples=40, deadline=None)
+def test_the_pieces_are_the_text(kind: str, text: str, trained: Callable[[str], Tokenizer]) -> None:
+    tokenizer = trained(kind)
+    ids = tokenizer.encode(text)
+    for some in (ids, ids[:-1]):  # the second may end inside a character
+        pieces = tokenizer.pieces(some)
+        assert len(pieces) == len(some)
+        assert "".join(pieces) == tokenizer.decode(some)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gap", ["[MASK]", "<extra_id_0>"])
+def test_a_gap_stands_where_a_whole_token_was(kind: str, gap: str, trained: Callable[[str], Tokenizer]) -> None:
+    """Masking replaces tokens, spaces included; a gap that a person writes must look the same to the model."""
+    tokenizer = trained(kind)
+    text = "She was the first to see him."
+    ids = tokenizer.encode(text)
+    pieces = tokenizer.pieces(ids)
+    place = next(i for i in range(len(ids)) if "".join(pieces[: i + 1]).rstrip().endswith("She was the first"))
+    word = pieces[place].strip()
+    hidden = [*ids[:place], tokenizer.id(gap), *ids[place + 1 :]]
+    before, after = "".join(pieces[:place]), "".join(pieces[place + 1 :])
+    spelled = before.rstrip() + (" " if pieces[place].startswith(" ") or before.endswith(" ") else "") + gap + after
+    assert word and tokenizer.encode(spelled, parse_special=True) == hidden

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import glob
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmlab.config import from_dict
+from lmlab.config import check_trusted, from_dict
 from lmlab.data.corpus.base import Corpus
 from lmlab.data.corpus.embedded import EmbeddedCorpus
 from lmlab.data.corpus.files import find_files
@@ -32,14 +33,13 @@ _BY_SUFFIX: dict[str, type[TextCorpus] | type[JsonlCorpus] | type[ParquetCorpus]
 _PACKED = (".txt", ".text", ".md", ".jsonl", ".ndjson", ".json")  # kinds that may carry a further .gz
 
 
-def open_corpus(spec: str | Mapping[str, Any] | Corpus, allowed: tuple[str, ...] = ("lmlab",)) -> Corpus:
+def open_corpus(spec: str | os.PathLike[str] | Mapping[str, Any] | Corpus) -> Corpus:
     """The corpus a setting names.
 
     Args:
         spec: An embedded name (`austen`, `sanguo`); a path or glob of .txt, .jsonl or .parquet files, the first two also with .gz;
             `hf:NAME` or `hf:NAME:CONFIG`; or `{class_path: ..., init_args: {...}}`, where the class of `lmlab.data.corpus` may be
-            named without its package. A corpus is returned as it is.
-        allowed: Top-level packages a class path may name; nothing is imported before it is allowed.
+            named without its package; a class of your own must be trusted first, see `lmlab.config.trust`. A corpus is returned as it is.
 
     Returns:
         A corpus. Its files are looked up, but not read.
@@ -51,7 +51,8 @@ def open_corpus(spec: str | Mapping[str, Any] | Corpus, allowed: tuple[str, ...]
     if isinstance(spec, Corpus):
         return spec
     if isinstance(spec, Mapping):
-        return _from_mapping(spec, allowed)
+        return _from_mapping(spec)
+    spec = os.fspath(spec)
     if spec in EMBEDDED:
         return EmbeddedCorpus(name=spec)  # type: ignore[arg-type]
     if spec.startswith("hf:"):
@@ -83,16 +84,16 @@ def _kind(path: Path) -> type[TextCorpus] | type[JsonlCorpus] | type[ParquetCorp
     return _BY_SUFFIX[suffix]
 
 
-def _from_mapping(spec: Mapping[str, Any], allowed: tuple[str, ...]) -> Corpus:
+def _from_mapping(spec: Mapping[str, Any]) -> Corpus:
     for key in spec:
         if key not in ("class_path", "init_args"):
             remedy = "write {class_path: ..., init_args: {...}}"
             raise ConfigError(f"a corpus has no setting '{key}' at this level", where=f"corpus.{key}", remedy=remedy)
     class_path = str(spec.get("class_path", ""))
-    cls = _find_class(class_path, allowed)
+    cls = _find_class(class_path)
     settings = dict(spec.get("init_args") or {})
     if cls is MixtureCorpus and isinstance(settings.get("parts"), Mapping):
-        settings["parts"] = {name: open_corpus(part, allowed) for name, part in settings["parts"].items()}
+        settings["parts"] = {name: open_corpus(part) for name, part in settings["parts"].items()}
     try:
         return from_dict(cls, settings)
     except TypeError as error:  # a setting without default is missing
@@ -101,15 +102,9 @@ def _from_mapping(spec: Mapping[str, Any], allowed: tuple[str, ...]) -> Corpus:
         ) from error
 
 
-def _find_class(class_path: str, allowed: tuple[str, ...]) -> type[Corpus]:
+def _find_class(class_path: str) -> type[Corpus]:
     full = class_path if "." in class_path else f"lmlab.data.corpus.{class_path}"
-    if full.split(".")[0] not in allowed:
-        raise ConfigError(
-            f"class path '{class_path}' is not allowed",
-            where="corpus.class_path",
-            why=f"only these packages may be named: {', '.join(allowed)}",
-            remedy="pass the package in `allow` if you trust it",
-        )
+    check_trusted(full, "corpus.class_path")
     module_name, _, class_name = full.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name, None)
