@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import Any, Literal
 
 from lmlab.config import from_dict
@@ -21,7 +22,7 @@ COUNT_SUFFIXES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10
 TIME_SUFFIXES = {"": 1, "s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 """Multipliers of times."""
 
-AMOUNT = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
+AMOUNT = re.compile(r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
 """A number, and a suffix or none: `10M`, `1e15`, `2 h`."""
 
 
@@ -166,16 +167,16 @@ def parse_amount(value: int | float | str, unit: Unit) -> int | float:
             why=f"a number, or a number followed by one of {', '.join(s for s in suffixes if s)}",
             remedy=f"write for example `{unit}: {'2h' if unit == 'seconds' else '10M'}`",
         )
-    amount = float(match[1]) * suffixes[match[2]] if match else float(value)
-    if not (math.isfinite(amount) and amount > 0):
+    # decimal, because 2.05 * 10**6 is not whole in binary
+    amount = Decimal(match[1].replace("_", "")) * suffixes[match[2]] if match else Decimal(value)
+    if not (amount.is_finite() and 0 < amount < Decimal(sys.float_info.max)):
         raise BudgetError(
             f"budget.{unit} = {value!r} cannot be spent", where=f"budget.{unit}", why="a budget is positive and finite", remedy="raise it"
         )
     if unit == "seconds":
-        return amount
-    # an int stays itself: floats are exact up to 2**53 only
-    whole = value if isinstance(value, int) else round(amount)
-    if not isinstance(value, int) and whole != amount:
+        return float(amount)
+    whole = round(amount)
+    if whole != amount:
         raise BudgetError(
             f"budget.{unit} = {value!r} is not whole", where=f"budget.{unit}", why=f"{unit} are counted", remedy=f"write {max(1, whole)}"
         )

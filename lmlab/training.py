@@ -40,13 +40,18 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 """Trainer settings that differ from Lightning's."""
 
 
-def standard_callbacks(session: Session, budget: BudgetConfig, config: RunConfig, shows_progress: bool = True) -> list[Callback]:
-    """The callbacks every run has; the clock comes first.
+def all_callbacks(
+    session: Session, budget: BudgetConfig, config: RunConfig, further: Sequence[Callback] = (), shows_progress: bool = True
+) -> list[Callback]:
+    """The callbacks every run has, and those of this run between them.
+
+    The clock comes first. What saves comes last: it must find everything, averaged weights for one, as it is after the step.
 
     Args:
         session: The run.
         budget: When it ends.
         config: What to keep.
+        further: The run's own callbacks.
         shows_progress: The trainer's `enable_progress_bar`.
     """
     checkpoints = Checkpoints(session.run.checkpoints, times=budget.checkpoints, keep=config.keep)
@@ -55,8 +60,9 @@ def standard_callbacks(session: Session, budget: BudgetConfig, config: RunConfig
         FiniteGuard(),
         Samples(session.run),
         Recording(session.run, session.record),
-        Interruption(checkpoints),
         *([ProgressLine()] if shows_progress else []),
+        *further,
+        Interruption(checkpoints),
         checkpoints,
     ]
 
@@ -116,7 +122,7 @@ def fit(
         **arguments,
         logger=standard_loggers(session, run, settings),
         plugins=[AtomicCheckpointIO()],
-        callbacks=[*standard_callbacks(session, budget, run, arguments.get("enable_progress_bar", True) is not False), *callbacks],
+        callbacks=all_callbacks(session, budget, run, callbacks, arguments.get("enable_progress_bar", True) is not False),
     )
     try:
         trained.fit(objective, data, ckpt_path=session.checkpoint)

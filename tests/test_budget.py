@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.budget import UNITS, BudgetConfig, Spent, describe, describe_seconds, parse_amount
+from lmlab.budget import COUNT_SUFFIXES, UNITS, BudgetConfig, Spent, describe, describe_seconds, parse_amount
 from lmlab.config import fingerprint, from_dict, to_plain
 from lmlab.errors import BudgetError
 
@@ -56,6 +56,19 @@ def test_amounts_that_cannot_be_spent(value, unit):
     with pytest.raises(BudgetError) as caught:
         BudgetConfig(**{unit: value})
     assert unit in str(caught.value) and caught.value.remedy
+
+
+@pytest.mark.parametrize("suffix", ["k", "M", "B", "P"])
+def test_an_amount_with_two_decimals_is_whole(suffix: str) -> None:
+    for hundredths in range(1, 1000):
+        written = f"{hundredths // 100}.{hundredths % 100:02}{suffix}"
+        assert parse_amount(written, "tokens") == hundredths * COUNT_SUFFIXES[suffix] // 100, written
+
+
+@pytest.mark.parametrize("amount", ["1__0", "1_M", "_1", "1_", "1.5", "1.0005k", "nan", "inf", "-1", float("nan"), float("inf"), 10**400])
+def test_what_is_no_amount_is_refused(amount: str | float) -> None:
+    with pytest.raises(BudgetError):
+        parse_amount(amount, "tokens")
 
 
 @pytest.mark.parametrize("limits", [{}, {"steps": 1, "tokens": 1}, {"validations": 3}])

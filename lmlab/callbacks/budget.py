@@ -19,6 +19,9 @@ from lmlab.data.loader import Window
 from lmlab.errors import BudgetError, ConfigError
 from lmlab.objectives.base import Objective
 
+FIRST_STEP_SECONDS = 0.1
+"""What a step is taken to last before one has been measured."""
+
 
 def objective_of(module: LightningModule) -> Objective:
     """The module as what lmlab's callbacks work on.
@@ -76,21 +79,22 @@ class Budget(Callback):
         """Share of the budget spent, in [0, 1]."""
         return self.config.progress(self.spent)
 
-    def progress_after(self, window: Window, world_size: int) -> float:
-        """Share of the budget that will be spent once a window is done; the schedule's clock, so that no step is taken at rate 0.
+    def progress_within(self, window: Window, world_size: int, flops: int) -> float:
+        """Share of the budget that will be spent in the middle of a window, in [0, 1].
+
+        It is the schedule's clock: at the beginning of a window the first step would be taken at rate 0, at its end the last one.
 
         Args:
             window: The window about to begin.
             world_size: Ranks with a share like this one's.
+            flops: Of the window, on this rank.
         """
         spent = getattr(self.spent, self.config.unit)
-        if self.config.unit == "steps":
-            spent += 1
-        elif self.config.unit == "tokens":
-            spent += window.tokens * world_size
-        elif self.spent.steps:
-            spent *= 1 + 1 / self.spent.steps  # as much as a step took so far
-        return min(1.0, spent / self.config.limit)
+        if self.config.unit == "seconds":
+            cost = spent / self.spent.steps if self.spent.steps else FIRST_STEP_SECONDS
+        else:
+            cost = {"steps": 1, "tokens": window.tokens * world_size, "flops": flops * world_size}[self.config.unit]
+        return (spent + min(spent + cost, self.config.limit)) / 2 / self.config.limit
 
     @property
     def tokens_per_second(self) -> float:
@@ -157,7 +161,8 @@ class Budget(Callback):
         if trainer.global_step % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
             pl_module.log_dict({"perf/tokens_per_second": self.tokens_per_second, "perf/flops_per_second": self.flops_per_second})
             units = ("tokens", "supervised_tokens", "flops", "seconds")
-            pl_module.log_dict({f"budget/{unit}": float(getattr(self.spent, unit)) for unit in units})
+            for logger in trainer.loggers:  # given to them directly: `log` would make float32 of every count
+                logger.log_metrics({f"budget/{unit}": getattr(self.spent, unit) for unit in units}, step=trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock for the time of the validation."""

@@ -28,7 +28,7 @@ from lmlab.run.find import find_checkpoint
 from lmlab.run.record import now
 from lmlab.session import RunConfig, Session, open_session
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
-from lmlab.training import TRAINER_DEFAULTS, standard_callbacks, standard_loggers
+from lmlab.training import TRAINER_DEFAULTS, all_callbacks, standard_loggers
 
 # one value for the parser, not a group of settings: it is linked in, never written in a YAML
 register_type(Tokenizer, serializer=lambda tokenizer: tokenizer.fingerprint, deserializer=Tokenizer.load, fail_already_registered=False)
@@ -151,7 +151,7 @@ class LabCLI(LightningCLI):
         if self.session is not None:
             own["logger"] = standard_loggers(self.session, self._run_config, self._settings())
             shown = config.get("enable_progress_bar", True) is not False
-            own["callbacks"] = [*standard_callbacks(self.session, self._budget, self._run_config, shown), *callbacks]
+            own["callbacks"] = all_callbacks(self.session, self._budget, self._run_config, callbacks, shown)
         else:
             own["enable_checkpointing"] = False
         try:

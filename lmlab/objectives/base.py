@@ -75,8 +75,14 @@ class Prediction(NamedTuple):
 class Progress(Protocol):
     """Who knows how much of the budget is spent; the budget callback."""
 
-    def progress_after(self, window: Window, world_size: int) -> float:
-        """Share of the budget that will be spent once a window is done, in [0, 1]."""
+    def progress_within(self, window: Window, world_size: int, flops: int) -> float:
+        """Share of the budget that will be spent in the middle of a window, in [0, 1].
+
+        Args:
+            window: The window about to begin.
+            world_size: Ranks with a share like this one's.
+            flops: Of the window, on this rank, as far as its first micro-batch tells.
+        """
         ...
 
 
@@ -95,13 +101,16 @@ class Tally:
             is_filler: Whether only its names count, so that all ranks add up the same table.
         """
         for name, part in (losses.parts | losses.monitors).items():
-            pair = torch.stack([part.sum.detach().double().squeeze(), part.count.double().squeeze()])
+            dtype = torch.float32 if part.sum.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+            pair = torch.stack([part.sum.detach().to(dtype).squeeze(), part.count.to(part.sum.device, dtype).squeeze()])
             pair = torch.zeros_like(pair) if is_filler else pair
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
         self._weights.update({name: part.weight for name, part in losses.parts.items()})
 
     def means(self, reduce: Any) -> dict[str, float]:
-        """Mean of each part and monitor, and their weighted total under `loss`; empties the tally.
+        """Mean of each part and monitor, and the weighted total of the parts under `loss`; empties the tally.
+
+        What had no terms at all has no mean: NaN, not a loss of zero that would pass for the best.
 
         Args:
             reduce: Sums a tensor over all ranks.
@@ -110,8 +119,8 @@ class Tally:
             return {}
         names = list(self._sums)
         table = reduce(torch.stack([self._sums[n] for n in names])).tolist()
-        means = {name: total / count for name, (total, count) in zip(names, table, strict=True) if count}
-        loss = sum(weight * means.get(name, 0.0) for name, weight in self._weights.items())
+        means = {name: total / count if count else float("nan") for name, (total, count) in zip(names, table, strict=True)}
+        loss = sum(weight * means[name] for name, weight in self._weights.items())
         self._sums = {}
         return {"loss": loss, **{name: value for name, value in means.items() if len(self._weights) > 1 or name not in self._weights}}
 
@@ -138,6 +147,7 @@ class Objective(Recorded, LightningModule, ABC):
         self._plateau = schedule.plateau_state()
         self._train_tally, self._eval_tally = Tally(), Tally()
         self._window_counts: dict[str, Tensor] = {}
+        self._is_built = False
 
     # what a leaf gives
 
@@ -198,10 +208,11 @@ class Objective(Recorded, LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Builds the network, once; Lightning calls this in `fit`, `validate` and on load."""
-        if not any(True for _ in self.children()):
+        if not self._is_built:
             # the start of the run's own stream, so that weights do not depend on what drew from it before
             torch.manual_seed(torch.initial_seed())
             self.build()
+            self._is_built = True
 
     def forward(self, batch: Batch) -> Losses:
         """The losses of a batch; sharding and `compile()` hook this call, so every hook goes through it."""
@@ -211,7 +222,7 @@ class Objective(Recorded, LightningModule, ABC):
         """Sets the learning rate, a pure function of the progress through the budget, before the first pass of a window."""
         window: Window = batch["window"]
         if window.is_first:
-            progress = self._meter.progress_after(window, self.trainer.world_size)
+            progress = self._meter.progress_within(window, self.trainer.world_size, self.flops(batch) * window.size)
             set_learning_rate(self._optimizer, self.schedule_config.factor(progress) * self._plateau.factor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -226,11 +237,12 @@ class Objective(Recorded, LightningModule, ABC):
         return losses.total(self._window_counts) * (window.size * self.trainer.world_size)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Logs the mean over the window after the optimiser's step."""
+        """Logs the mean over the window after the optimiser's step, every so often and at the end of the run."""
         if batch["window"].is_last:
             every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
-            if self.trainer.global_step % every and self.trainer.world_size > 1:
-                return  # spares an all-reduce; the next log covers these windows too
+            if self.trainer.global_step % every and not self.trainer.should_stop:
+                self._train_tally = Tally()  # nothing is carried on: a resumed run logs what an uninterrupted one does
+                return
             means = self._train_tally.means(self._sum_over_ranks)
             # `step` is what loggers plot against: steps done, counted from 1
             self.log("step", float(self.trainer.global_step))
@@ -244,7 +256,7 @@ class Objective(Recorded, LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss`: a sum over a count, not a mean of batch means."""
         self._log_eval("val")
-        if self.trainer.training or self.trainer.state.fn == "fit":
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self._plateau.step(self.trainer.callback_metrics.get("val/loss"))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import islice
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers.logger import DummyLogger
 
-from lmlab.budget import BudgetConfig
+from lmlab.budget import UNITS, BudgetConfig, Spent, Unit
 from lmlab.callbacks import Budget, FiniteGuard, WeightAveraging
 from lmlab.errors import BudgetError, LabError
 from lmlab.objectives.base import Objective
+from lmlab.optim import OptimizerConfig, ScheduleConfig
 from tests.objectives.toy import LENGTH, Toy, objective, tokenizer
 
 TOK = tokenizer()
@@ -47,19 +50,70 @@ def test_seconds_end_a_run() -> None:
     assert meter.progress == 1.0 and meter.tokens_per_second > 0
 
 
-def test_the_rate_follows_the_budget_and_never_takes_a_step_at_zero() -> None:
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_rate_follows_the_budget_and_no_step_is_taken_at_zero(unit: Unit) -> None:
+    """The middle of the step is the clock: with a warm-up and a fall to zero, neither the first nor the last step is wasted."""
     rates = []
 
     class Watch(Budget):
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            if args[2]["window"].is_last:
+                rates.append(trainer.optimizers[0].param_groups[0]["lr"])
             super().on_train_batch_end(trainer, *args)
 
-    made = objective("clm", TOK)
-    Trainer(**QUIET, callbacks=[Watch(BudgetConfig(steps=10, validations=0))]).fit(made, Toy(made.feed(), TOK, 8, 8))
+    made = objective("clm", TOK, schedule=ScheduleConfig(kind="linear", warmup=0.3, min_ratio=0.0))
+    flops = made_flops(made)
+    limits = {"steps": 10, "tokens": 80 * (LENGTH), "flops": 10 * flops, "seconds": 0.5}
+    Trainer(**QUIET, callbacks=[Watch(BudgetConfig(**{unit: limits[unit]}, validations=0))]).fit(made, Toy(made.feed(), TOK, 8, 4))
     full = made.optimizer_config.settings()["lr"]
-    assert rates == pytest.approx([full * made.schedule_config.factor((k + 1) / 10) for k in range(10)])
     assert min(rates) > 0
+    if unit != "seconds":
+        clock = [(k + 0.5) / 10 for k in range(10)]
+        assert rates == pytest.approx([full * (c / 0.3 if c < 0.3 else (1 - c) / 0.7) for c in clock])
+
+
+def made_flops(made: Objective) -> int:
+    other = objective("clm", TOK)
+    other.configure_model()
+    return sum(other.flops(batch) for batch in islice(Toy(made.feed(), TOK, 8, 4).train_dataloader(), 2))
+
+
+class Losses(Callback):
+    """Writes down the loss of each micro-batch."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def test_dropout_is_drawn_anew_for_each_micro_batch() -> None:
+    """With a learning rate of almost nothing and the same text each time, only dropout can change the loss."""
+    made = objective("clm", TOK, dropout=0.5, optimizer=OptimizerConfig(lr=1e-30))
+
+    class Same(Toy):
+        def train_dataloader(self) -> Any:
+            return ({**batch, **first} for batch in super().train_dataloader())
+
+    first = {k: v for k, v in next(iter(Toy(made.feed(), TOK, 8, 4).train_dataloader())).items() if k != "window"}
+    watch = Losses()
+    Trainer(**QUIET, callbacks=[Budget(BudgetConfig(steps=3, validations=0)), watch]).fit(made, Same(made.feed(), TOK, 8, 4))
+    assert len(set(watch.values)) == 6
+
+
+def test_counts_reach_the_loggers_exactly() -> None:
+    class Kept(DummyLogger):
+        rows: ClassVar[list[dict[str, Any]]] = []
+
+        def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+            self.rows.append(metrics)
+
+    made, meter = objective("clm", TOK), Budget(BudgetConfig(steps=2, validations=0))
+    meter.spent = Spent(tokens=2**53)
+    Trainer(**{**QUIET, "logger": Kept()}, log_every_n_steps=1, callbacks=[meter]).fit(made, Toy(made.feed(), TOK, 8, 8))
+    tokens = [row["budget/tokens"] for row in Kept.rows if "budget/tokens" in row]
+    assert tokens == [2**53 + 8 * LENGTH, 2**53 + 16 * LENGTH]
 
 
 def test_two_rules_for_one_end_are_refused() -> None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.utils.flop_counter import FlopCounterMode
 
+from lmlab.backbones import BackboneConfig
 from lmlab.budget import BudgetConfig
 from lmlab.callbacks import Budget
 from lmlab.config import rebuild
+from lmlab.data.loader import EvalCollator, EvalLoader, OrderedView
 from lmlab.errors import ConfigError
 from lmlab.objectives.base import Losses, Objective, Part, Tally
+from lmlab.objectives.clm import CLM
+from lmlab.optim import ScheduleConfig
 from lmlab.tokenizer import Tokenizer
 from tests.objectives.toy import OBJECTIVES, Toy, batches, objective, tokenizer
 
+SILENT = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+QUIET = {"accelerator": "cpu", "max_epochs": 1, **dict.fromkeys(SILENT, False)}
 FLOAT_NOISE = 1e-6  # float32 sums taken in another order
 
 
@@ -122,8 +130,71 @@ def test_a_tally_divides_once() -> None:
 
 def test_a_run_without_a_budget_is_refused(tok: Tokenizer) -> None:
     made = objective("clm", tok)
-    trainer = Trainer(
-        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
-    )
+    trainer = Trainer(**QUIET)
     with pytest.raises(ConfigError, match="no budget"):
         trainer.fit(made, Toy(made.feed(), tok))
+
+
+class Watched(Toy):
+    """Validates on the blocks it trains on."""
+
+    def val_dataloader(self) -> EvalLoader:
+        view = OrderedView(self.blocks, seed=None, limit=8)  # type: ignore[arg-type]
+        return EvalLoader(view, EvalCollator(self.feed.eval_collate), [[0, 1, 2, 3], [4, 5, 6, 7]])
+
+
+def test_a_plateau_lowers_the_rate_and_is_resumed(tok: Tokenizer, tmp_path: Path) -> None:
+    """No loss falls by 99 % from one validation to the next, so each after the first is a plateau."""
+    schedule = ScheduleConfig(kind="plateau", warmup=0.0, min_ratio=0.0, plateau_factor=0.5, patience=0, threshold=0.99)
+
+    def fitted(steps: int, *callbacks: Callback, ckpt: Path | None = None) -> Trainer:
+        made = objective("clm", tok, schedule=schedule)
+        trainer = Trainer(**QUIET, callbacks=[Budget(BudgetConfig(steps=steps, validations=steps)), *callbacks])
+        trainer.fit(made, Watched(made.feed(), tok, 8, 8), ckpt_path=ckpt, weights_only=True if ckpt else None)
+        return trainer
+
+    def rate(trainer: Trainer) -> float:
+        return trainer.optimizers[0].param_groups[0]["lr"] / trainer.optimizers[0].param_groups[0]["initial_lr"]
+
+    assert [rate(fitted(steps)) for steps in (1, 2, 3, 4)] == [1.0, 1.0, 0.5, 0.25]
+
+    class Save(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    fitted(4, Save())
+    assert rate(fitted(4, ckpt=tmp_path / "3.ckpt")) == 0.25
+
+
+def test_what_was_not_measured_has_no_mean() -> None:
+    tally = Tally()
+    tally.add(Losses({"a": Part(torch.tensor(0.0), torch.tensor([0]))}, {}))
+    assert math.isnan(tally.means(lambda table: table)["loss"])
+
+
+def test_a_filler_counts_for_nothing_but_its_name() -> None:
+    tally, other = Tally(), Tally()
+    real, filler = (Losses({"a": Part(torch.tensor(v), torch.tensor([2]))}, {}) for v in (3.0, float("nan")))
+    tally.add(real)
+    tally.add(filler, is_filler=True)
+    other.add(filler, is_filler=True)
+    tables: list[torch.Tensor] = []
+    assert tally.means(lambda table: tables.append(table) or table)["loss"] == 1.5
+    other.means(lambda table: tables.append(table) or table)
+    assert tables[0].shape == tables[1].shape, "ranks add up the same table"
+
+
+class Parent(CLM):
+    """Holds a module before it is built, as an objective with a metric or a teacher does."""
+
+    def __init__(self, tokenizer: Tokenizer, length: int = 16) -> None:
+        super().__init__(tokenizer, BackboneConfig(hidden_size=16, num_layers=1, num_heads=2), length=length)
+        self.held = torch.nn.Linear(2, 2)
+
+
+def test_an_objective_that_holds_modules_is_built_once(tok: Tokenizer) -> None:
+    made = Parent(tok)
+    made.configure_model()
+    before = made.backbone
+    made.configure_model()
+    assert made.backbone is before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -26,10 +27,10 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train([TEXT] * 3, TokenizerConfig(vocab_size=300, num_sentinels=8))
 
 
-def objective(name: str, tok: Tokenizer, dropout: float = 0.0) -> Objective:
-    """A small objective that is not built yet."""
+def objective(name: str, tok: Tokenizer, dropout: float = 0.0, **given: Any) -> Objective:
+    """A small objective that is not built yet; `given` goes to its constructor."""
     config = BackboneConfig(hidden_size=24, num_layers=2, num_heads=2, dropout=dropout)
-    return OBJECTIVES[name](tok, config, length=LENGTH)  # type: ignore[call-arg]
+    return OBJECTIVES[name](tok, config, length=LENGTH, **given)  # type: ignore[call-arg]
 
 
 class Blocks:

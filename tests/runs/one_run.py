@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lmlab.backbones import BackboneConfig
 from lmlab.budget import BudgetConfig
-from lmlab.callbacks import Compile
+from lmlab.callbacks import Compile, WeightAveraging
 from lmlab.data.module import CorpusModule
 from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
@@ -76,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
     "devices": 1,
     "kill_at": None,
     "compiled": False,
+    "averaged": False,
     "diary": os.devnull,
 }
 
@@ -109,7 +110,11 @@ def main(given: dict[str, Any]) -> None:
         data,
         BudgetConfig(steps=settings["steps"], validations=3, checkpoints=settings["checkpoints"]),
         RunConfig(name=settings["name"], root=settings["root"], resume=settings["resume"], keep=None),
-        callbacks=[Diary(settings["diary"], settings["kill_at"]), *([Compile()] if settings["compiled"] else [])],
+        callbacks=[
+            Diary(settings["diary"], settings["kill_at"]),
+            *([Compile()] if settings["compiled"] else []),
+            *([WeightAveraging(0.9)] if settings["averaged"] else []),
+        ],
         seed=3,
         trainer={
             "enable_progress_bar": False,

@@ -23,7 +23,7 @@ STEPS = 300
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves_with_its_code(place: Place, number: signal.Signals) -> None:
     name = f"signal-{number.name}"
-    common = {"objective": "clm", "steps": STEPS, "checkpoints": 1}
+    common = {"objective": "clm", "steps": STEPS, "checkpoints": 1, "averaged": number == signal.SIGTERM}
     settings = place.settings(name, name=name, **common)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen([sys.executable, str(SCRIPT), json.dumps(settings)], env=environment, stderr=subprocess.PIPE, text=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,9 +14,9 @@ STEPS = 14
 OBJECTIVES = list(one_run.OBJECTIVES)
 
 
-def check_resume(place: Place, name: str, objective: str, *, kill_at: int, workers: tuple[int, int], compiled: bool) -> None:
+def check_resume(place: Place, name: str, objective: str, *, kill_at: int, workers: tuple[int, int], **given: Any) -> None:
     """Straight through; killed and resumed in new processes; then every batch, loss, rate and weight is compared."""
-    common = {"objective": objective, "steps": STEPS, "checkpoints": STEPS, "compiled": compiled}
+    common = {"objective": objective, "steps": STEPS, "checkpoints": STEPS, **given}
     start(place.settings(f"{name}-straight", name=f"{name}-straight", num_workers=workers[0], **common))
     start(place.settings(f"{name}-killed", name=name, num_workers=workers[0], kill_at=kill_at, **common), check=lambda code: code == -9)
     start(place.settings(f"{name}-resumed", name=name, num_workers=workers[1], resume="must", **common))
@@ -30,14 +32,22 @@ def check_resume(place: Place, name: str, objective: str, *, kill_at: int, worke
 
 
 def test_killed_inside_a_window_with_other_workers(place: Place) -> None:
-    check_resume(place, "resume-mlm", "mlm", kill_at=8, workers=(0, 2), compiled=False)
+    check_resume(place, "resume-mlm", "mlm", kill_at=8, workers=(0, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [3, 11])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_killed_early_and_late(place: Place, objective: str, kill_at: int) -> None:
-    check_resume(place, f"kill-{objective}-{kill_at}", objective, kill_at=kill_at, workers=(2, 0), compiled=False)
+    check_resume(place, f"kill-{objective}-{kill_at}", objective, kill_at=kill_at, workers=(2, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given", [{"optimizer": "muon"}, {"optimizer": "adafactor"}, {"averaged": True}], ids=lambda g: next(iter(g.values()))
+)
+def test_killed_with_other_optimizers_and_averages(place: Place, given: dict[str, Any]) -> None:
+    check_resume(place, f"with-{next(iter(given.values()))}", "clm", kill_at=7, workers=(0, 0), **given)
 
 
 @pytest.mark.slow
