@@ -10,7 +10,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lmlab.errors import ConfigError, nearest
@@ -134,6 +134,20 @@ def to_plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise ConfigError(f"{value!r} has no JSON form", why="configs hold plain values only", remedy="pass a string, a number or a config")
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every scalar in plain values, with its dotted key.
+
+    Args:
+        value: Dicts, lists and scalars.
+        prefix: Dotted key of `value`.
+    """
+    if not isinstance(value, (Mapping, list)):
+        yield prefix, value
+        return
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from leaves(inner, f"{prefix}.{key}" if prefix else str(key))
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:

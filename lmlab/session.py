@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import yaml
@@ -14,14 +16,14 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from lmlab.budget import BudgetConfig
 from lmlab.cache import write_atomic
-from lmlab.callbacks.checkpoints import steps_in
-from lmlab.checkpoint import newest_whole
-from lmlab.config import fingerprint, require
-from lmlab.errors import CheckpointError
+from lmlab.callbacks.checkpoints import step_of, steps_in
+from lmlab.checkpoint import newest_whole, read_checkpoint
+from lmlab.config import check_choices, fingerprint, leaves, require
+from lmlab.errors import CheckpointError, LabError
 from lmlab.run.directory import RunDirectory, create_run
 from lmlab.run.environment import git_state, write_environment
 from lmlab.run.find import find_run, unfinished
-from lmlab.run.record import Record
+from lmlab.run.record import Record, now
 from lmlab.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -54,24 +56,41 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without looking at the disk."""
+        check_choices(self)
         require(self.keep is None or self.keep >= 1, self, "keep", "the newest checkpoint is always kept", "set 1 or more, or null for all")
 
 
 @dataclass(frozen=True)
 class Session:
-    """A run about to start or to go on.
+    """A run about to start or to go on; a context that lets go of the run's folder at its end.
 
     Args:
         run: Its folder.
         record: Its record so far.
         checkpoint: Where it goes on from; None for a fresh start.
+        step: Optimiser steps behind that checkpoint.
         claim: Held as long as this process works on the run; None on ranks other than 0.
     """
 
     run: RunDirectory
     record: Record
-    checkpoint: Path | None
+    checkpoint: Path | None = None
+    step: int = 0
     claim: BaseFileLock | None = None
+
+    def __enter__(self) -> Session:
+        """Has been opened."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Lets go, so that the next run of this process may go on with it; what failed before training began is noted."""
+        os.environ.pop(RUN_VARIABLE, None)
+        if self.claim is None:
+            return
+        if isinstance(error, Exception) and (record := Record.load(self.run.record_path)).status == "running":
+            what = error.what if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+            dataclasses.replace(record, status="failed", ended=now(), error=what).save(self.run.record_path)
+        self.claim.release()
 
 
 def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget: BudgetConfig, tokenizer: Tokenizer) -> Session:
@@ -85,23 +104,16 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
         tokenizer: Saved in the folder. Settings that do not say where it comes from (`tokenizer: null`) are made to name that copy.
 
     Raises:
-        CheckpointError: If there is nothing to resume though there must be.
+        CheckpointError: If there is nothing to resume though there must be, or the run to resume has other settings.
     """
-    config_hash = hash_of(settings if settings.get("tokenizer") else {**settings, "tokenizer": tokenizer.fingerprint})
+    config_hash = hash_of(settings, tokenizer)
     folder = os.environ.get(RUN_VARIABLE) or _told_by_rank_zero()
     if folder:
         run = RunDirectory(Path(folder))
-        return Session(run, Record.load(run.record_path), newest_whole(steps_in(run.checkpoints)))
-    run = _run_to_resume(config, config_hash)
+        return Session(run, Record.load(run.record_path), *_newest(run))
+    run = _run_to_resume(config, config_hash, settings)
     if run is not None:
-        claim, checkpoint = run.claim(), newest_whole(steps_in(run.checkpoints))
-        if checkpoint is None and config.resume != "auto":
-            raise CheckpointError(
-                f"the run {run.path.name} has no whole checkpoint to go on from", where=str(run.checkpoints), remedy="start anew"
-            )
-        log.info("going on with %s from %s", run.path, checkpoint.name if checkpoint else "its beginning")
-        _tell_ranks(run)
-        return Session(run, Record.load(run.record_path), checkpoint, claim)
+        return _go_on(run, config)
     run = create_run(config.root, config.name, seed)
     claim = run.claim()
     record = Record(
@@ -120,20 +132,60 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
     write_environment(run.environment_path)
     record.save(run.record_path)
     _tell_ranks(run)
-    return Session(run, record, None, claim)
+    return Session(run, record, claim=claim)
 
 
-def hash_of(settings: dict[str, Any]) -> str:
-    """Names what decides a run's result, and not how it is carried out: workers, ranks, micro-batches and names may change on resume.
+def _go_on(run: RunDirectory, config: RunConfig) -> Session:
+    """Takes a run up at its newest whole checkpoint; what lies beyond it is put aside, for it is about to be done again."""
+    claim, (checkpoint, reached) = run.claim(), _newest(run)
+    if checkpoint is None and config.resume != "auto":
+        claim.release()
+        raise CheckpointError(
+            f"the run {run.path.name} has no whole checkpoint to go on from", where=str(run.checkpoints), remedy="start anew"
+        )
+    for path in steps_in(run.checkpoints):
+        if step_of(path) > reached:
+            path.replace(path.with_name(f"{path.name}.broken"))
+    if checkpoint is None:
+        run.metrics_path.unlink(missing_ok=True)
+        run.samples_path.unlink(missing_ok=True)
+    log.info("going on with %s from %s", run.path, checkpoint.name if checkpoint else "its beginning")
+    _tell_ranks(run)
+    return Session(run, Record.load(run.record_path), checkpoint, reached, claim)
+
+
+def _newest(run: RunDirectory) -> tuple[Path | None, int]:
+    """The newest whole checkpoint and its step; the best, which is kept for longer, if no other is whole."""
+    path = newest_whole(steps_in(run.checkpoints)) or newest_whole(p for p in (run.checkpoints / "best.ckpt",) if p.exists())
+    if path is None:
+        return None, 0
+    return path, step_of(path) if path.name != "best.ckpt" else int(read_checkpoint(path)["global_step"])
+
+
+def hashed(settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides a run's result, and not how it is carried out: workers, ranks, micro-batches and names may change on resume.
 
     Args:
         settings: The resolved settings.
     """
-    data = settings.get("data", {})
+    data, trainer = settings.get("data", {}), settings.get("trainer", {})
     arguments = {k: v for k, v in data.get("init_args", {}).items() if k not in ("num_workers", "micro_batch_size", "cache_dir")}
-    trainer = {key: settings.get("trainer", {}).get(key) for key in ("precision", "gradient_clip_val", "gradient_clip_algorithm")}
+    deciding = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "callbacks", "limit_val_batches")
     rest = {key: settings.get(key) for key in ("seed_everything", "tokenizer", "model", "budget")}
-    return fingerprint({**rest, "trainer": trainer, "data": {"class_path": data.get("class_path"), "init_args": arguments}})
+    chosen = {key: trainer.get(key) for key in deciding if trainer.get(key) is not None}
+    return {**rest, "trainer": chosen, "data": {"class_path": data.get("class_path"), "init_args": arguments}}
+
+
+def hash_of(settings: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """A short name of what decides a run's result.
+
+    Args:
+        settings: The resolved settings.
+        tokenizer: Stands for itself where the settings only say which file it is read from.
+    """
+    config = settings.get("tokenizer")
+    is_read = config is None or config.get("path")
+    return fingerprint({**hashed(settings), "tokenizer": tokenizer.fingerprint if is_read else config})
 
 
 def _elastic_store() -> Store | None:
@@ -158,16 +210,36 @@ def _told_by_rank_zero() -> str | None:
     return None if store is None else store.get("run").decode()
 
 
-def _run_to_resume(config: RunConfig, config_hash: str) -> RunDirectory | None:
+def _run_to_resume(config: RunConfig, config_hash: str, settings: dict[str, Any]) -> RunDirectory | None:
     if config.resume == "never":
         return None
     if config.resume not in ("auto", "must"):
-        return find_run(config.resume, config.root)
+        run = find_run(config.resume, config.root)
+        _check_same(run, config_hash, settings)
+        return run
     run = unfinished(config.name, config_hash, config.root)
     if run is None and config.resume == "must":
         raise CheckpointError(
-            f"there is no unfinished run of '{config.name}' with this config",
+            f"there is no unfinished run of '{config.name}' with this config that no other process holds",
             where="run.resume",
             remedy="`lmlab runs` lists the runs; run.resume: auto starts anew when there is none",
         )
     return run
+
+
+def _check_same(run: RunDirectory, config_hash: str, settings: dict[str, Any]) -> None:
+    record = Record.load(run.record_path)
+    if record.config_hash != config_hash:
+        was = yaml.safe_load(run.config_path.read_text(encoding="utf-8")) if run.config_path.exists() else {}
+        before, after = dict(leaves(hashed(was))), dict(leaves(hashed(settings)))
+        changed = [key for key in {**before, **after} if before.get(key) != after.get(key) and key != "tokenizer.path"]
+        shown = ", ".join(f"{key} ({before.get(key)} -> {after.get(key)})" for key in changed[:4])
+        raise CheckpointError(
+            f"the run {run.path.name} has other settings",
+            where="run.resume",
+            why=f"changed: {shown or 'the tokenizer'}; one run is one setting from its beginning to its end",
+            remedy=f"go on with its own: -c {run.config_path}; or start a new run with --resume never",
+        )
+    if record.status == "finished":
+        what, remedy = f"the run {run.path.name} has finished", "start a new run, with a larger budget if you want to train for longer"
+        raise CheckpointError(what, where="run.resume", why="its budget is spent", remedy=remedy)

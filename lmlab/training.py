@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
 
 from lmlab.budget import BudgetConfig
 from lmlab.callbacks.budget import Budget
@@ -20,24 +21,12 @@ from lmlab.callbacks.recording import Recording
 from lmlab.callbacks.samples import Samples
 from lmlab.checkpoint import AtomicCheckpointIO
 from lmlab.config import Recorded, to_plain
+from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.quiet import quiet
 from lmlab.run.directory import RunDirectory
 from lmlab.session import RUN_VARIABLE, RunConfig, Session, open_session
-
-TRAINER_DEFAULTS: dict[str, Any] = {
-    "deterministic": True,
-    "max_epochs": 1,  # the data is one stream without end; the budget stops the run
-    # the budget says when to validate; these two tell callbacks such as EarlyStopping to look after each validation, not after an epoch
-    "val_check_interval": 10**9,
-    "check_val_every_n_epoch": None,
-    "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,
-    "enable_model_summary": False,
-    "log_every_n_steps": 10,
-    "gradient_clip_val": 1.0,
-}
-"""Trainer settings that differ from Lightning's."""
+from lmlab.trainer_settings import SAVING, TRAINER_DEFAULTS, check_seed, check_trainer
 
 
 def all_callbacks(
@@ -55,16 +44,33 @@ def all_callbacks(
         shows_progress: The trainer's `enable_progress_bar`.
     """
     checkpoints = Checkpoints(session.run.checkpoints, times=budget.checkpoints, keep=config.keep)
+    interruption = Interruption(checkpoints)
     return [
+        interruption.listener,
         Budget(budget),
         FiniteGuard(),
         Samples(session.run),
         Recording(session.run, session.record),
         *([ProgressLine()] if shows_progress else []),
         *further,
-        Interruption(checkpoints),
+        interruption,
         checkpoints,
     ]
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuses a run's own callbacks if one of them saves, too.
+
+    Args:
+        callbacks: The run's own.
+
+    Raises:
+        ConfigError: Then.
+    """
+    for callback in callbacks:
+        if isinstance(callback, Checkpoint):
+            why, remedy = SAVING
+            raise ConfigError(f"there cannot be a {type(callback).__name__}", where="trainer.callbacks", why=why, remedy=remedy)
 
 
 def standard_loggers(session: Session, config: RunConfig, settings: dict[str, Any]) -> list[Any]:
@@ -77,7 +83,7 @@ def standard_loggers(session: Session, config: RunConfig, settings: dict[str, An
     """
     table = MetricsCsvLogger(session.run)
     if session.checkpoint is not None:
-        table.resume(int(session.checkpoint.stem.removeprefix("step=")))
+        table.resume(session.step)
     loggers: list[Any] = [table]
     if config.wandb != "off":
         from lmlab.callbacks.wandb_logging import make_wandb_logger
@@ -86,7 +92,7 @@ def standard_loggers(session: Session, config: RunConfig, settings: dict[str, An
     return loggers
 
 
-def fit(
+def fit(  # noqa: PLR0913  each is a part of a run
     objective: Objective,
     data: LightningDataModule,
     budget: BudgetConfig,
@@ -94,6 +100,7 @@ def fit(
     *,
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true",
     callbacks: Sequence[Callback] = (),
+    plugins: Sequence[Any] = (),
     seed: int = 0,
     trainer: dict[str, Any] | None = None,
 ) -> RunDirectory:
@@ -106,6 +113,7 @@ def fit(
         run: Name, question, resume rule.
         precision: Lightning's name of the number format.
         callbacks: Further callbacks; `config.yaml` does not have them.
+        plugins: Further plugins of Lightning.
         seed: Of the weights; give the data module the same.
         trainer: Further arguments of Lightning's Trainer; of one that is an object, `config.yaml` keeps the class only.
 
@@ -114,20 +122,22 @@ def fit(
     """
     os.environ.pop(RUN_VARIABLE, None)
     quiet()
-    seed_everything(seed, verbose=False)
     arguments = {**TRAINER_DEFAULTS, "precision": precision, **(trainer or {})}
+    check_trainer(arguments)
+    check_callbacks(callbacks)
+    for name in ("callbacks", "plugins"):
+        if name in arguments:
+            raise ConfigError(f"trainer['{name}'] is not yours to set", where="trainer", why="lmlab has its own", remedy=f"fit({name}=...)")
+    seed_everything(check_seed(seed), verbose=False)
     settings = _settings(objective, data, budget, run, seed, arguments)
-    session = open_session(run, seed, settings, budget, objective.tokenizer)
-    trained = Trainer(
-        **arguments,
-        logger=standard_loggers(session, run, settings),
-        plugins=[AtomicCheckpointIO()],
-        callbacks=all_callbacks(session, budget, run, callbacks, arguments.get("enable_progress_bar", True) is not False),
-    )
-    try:
+    with open_session(run, seed, settings, budget, objective.tokenizer) as session:
+        trained = Trainer(
+            **arguments,
+            logger=standard_loggers(session, run, settings),
+            plugins=[AtomicCheckpointIO(), *plugins],
+            callbacks=all_callbacks(session, budget, run, callbacks, arguments.get("enable_progress_bar", True) is not False),
+        )
         trained.fit(objective, data, ckpt_path=session.checkpoint)
-    finally:
-        os.environ.pop(RUN_VARIABLE, None)
     return session.run
 
 

@@ -31,7 +31,7 @@ ORDER = (
     {"checkpoint"},
     {"callbacks"},
     {"quiet", "loading"},
-    {"session"},
+    {"session", "trainer_settings"},
     {"training"},
     {"cli"},
 )

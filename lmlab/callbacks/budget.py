@@ -119,6 +119,8 @@ class Budget(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes itself known to the objective and refuses Lightning's own limits."""
         objective_of(pl_module).meter = self
+        if stage == "fit" and self.config.validations == 0:
+            trainer.limit_val_batches = 0  # else Lightning validates once more when the run ends
         if stage == "fit" and trainer.max_steps != -1:
             raise BudgetError(
                 f"trainer.max_steps = {trainer.max_steps} beside a budget",

@@ -28,8 +28,17 @@ def steps_in(folder: Path) -> list[Path]:
     Args:
         folder: A run's `checkpoints`.
     """
-    found = [(int(match.group(1)), path) for path in folder.glob("step=*.ckpt") if (match := _STEP.search(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted((path for path in folder.glob("step=*.ckpt") if _STEP.search(path.name)), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The optimiser steps behind a step checkpoint, by its name.
+
+    Args:
+        path: `step=N.ckpt`.
+    """
+    match = _STEP.search(path.name)
+    return int(match.group(1)) if match else -1
 
 
 class Checkpoints(Checkpoint):
@@ -110,7 +119,8 @@ class Checkpoints(Checkpoint):
             if trainer.is_global_zero:
                 if is_best:
                     _link(target, self.folder / "best.ckpt")
-                for old in steps_in(self.folder)[self.keep :] if self.keep else ():
+                written = [path for path in steps_in(self.folder) if step_of(path) <= trainer.global_step]
+                for old in written[self.keep :] if self.keep else ():
                     old.unlink()
 
     def state_dict(self) -> dict[str, Any]:

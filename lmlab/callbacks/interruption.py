@@ -24,10 +24,18 @@ class Interruption(Callback):
         """No signal has come."""
         self.checkpoints = checkpoints
         self.received: int | None = None
+        self.listener = _Listener(self)
+        """Belongs first among the callbacks, as this one belongs last: what happens before the first step may take a while."""
         self._previous: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens; Lightning's own handler exits with code 0 and saves nothing."""
+    def listen(self, trainer: Trainer) -> None:
+        """Takes the signals over; Lightning's own handler exits with code 0 and saves nothing.
+
+        Args:
+            trainer: Knows whether a signal came already.
+        """
+        if trainer.received_sigterm:
+            self.received = signal.SIGTERM
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -59,3 +67,11 @@ class Interruption(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+class _Listener(Callback):
+    def __init__(self, interruption: Interruption) -> None:
+        self._interruption = interruption
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._interruption.listen(trainer)

@@ -35,13 +35,17 @@ class Recording(Callback):
         self._rates: list[tuple[float, float]] = []
         self._best: dict[str, float] = {}
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the anchors, before the run's clock starts."""
+        module = getattr(trainer, "datamodule", None)
+        if trainer.is_global_zero and isinstance(module, CorpusModule) and not self.record.anchors and trainer.limit_val_batches:
+            reference = anchors_for(module)
+            self.record = dataclasses.replace(self.record, anchors=reference._asdict() if reference else {})
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Marks the run as running."""
         module = getattr(trainer, "datamodule", None)
         data = module.fingerprints() if isinstance(module, CorpusModule) else {}
-        if trainer.is_global_zero and trainer.enable_validation and isinstance(module, CorpusModule) and not self.record.anchors:
-            reference = anchors_for(module)
-            self.record = dataclasses.replace(self.record, anchors=reference._asdict() if reference else {})
         self.record = dataclasses.replace(
             self.record,
             status="running",
@@ -65,7 +69,8 @@ class Recording(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Marks the run as finished: its budget is spent, or a callback such as EarlyStopping has ended it."""
-        self._finish(trainer, pl_module, "finished")
+        ended = clock_of(pl_module).progress >= 1 or trainer.should_stop
+        self._finish(trainer, pl_module, "finished" if ended else "interrupted")
         if trainer.is_global_zero:
             log.info("spent: %s", describe(clock_of(pl_module).spent))
 

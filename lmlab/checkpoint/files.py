@@ -45,7 +45,8 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
             temporary.unlink()
         if not isinstance(error, (OSError, RuntimeError)):
             raise
-        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "PytorchStreamWriter" in str(error)
+        # torch's writer notices by a file that did not grow, and says nothing of the disk
+        full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "unexpected pos" in str(error)
         raise CheckpointError(
             f"the checkpoint {path.name} could not be written",
             where=str(path),

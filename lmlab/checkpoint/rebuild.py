@@ -34,8 +34,10 @@ def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] =
         CheckpointError: If lmlab did not write it, a newer lmlab did, or weights and configs do not fit.
     """
     mine = content.get("lmlab")
-    if not isinstance(mine, dict) or "objective" not in mine:
-        raise CheckpointError(f"{path.name} was not written by lmlab", where=str(path), why="it holds no description of an objective")
+    described = isinstance(mine, dict) and isinstance(mine.get("objective"), dict) and isinstance(mine.get("format"), int)
+    if mine is None or not described or not isinstance(content.get("state_dict"), dict):
+        why = "it holds no weights, or no description of an objective"
+        raise CheckpointError(f"{path.name} was not written by lmlab", where=str(path), why=why, remedy="name a checkpoint of a run")
     if mine["format"] > FORMAT:
         raise CheckpointError(
             f"{path.name} was written by a newer lmlab",
@@ -43,8 +45,12 @@ def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] =
             why=f"its format is {mine['format']}, this lmlab reads up to {FORMAT}",
             remedy="update lmlab",
         )
-    objective = rebuild(mine["objective"], allow)
-    objective.configure_model()
+    try:
+        objective = rebuild(mine["objective"], allow)
+        objective.configure_model()
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"the description of the objective in {path.name} is broken"
+        raise CheckpointError(what, where=str(path), why=f"{type(error).__name__}: {error}", remedy="use another checkpoint") from error
     try:
         objective.load_state_dict(trained_weights(content), strict=objective.strict_loading)
     except RuntimeError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from lmlab.config import leaves
 from lmlab.errors import ConfigError
 
 MAX_BYTES = 256 * 1024  # the largest config of the project is under 4 KB
@@ -43,11 +44,9 @@ def texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         value: Settings as dicts, lists and scalars.
         prefix: Dotted key of `value`.
     """
-    if isinstance(value, str):
-        yield prefix, value
-    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in pairs:
-        yield from texts(inner, f"{prefix}.{key}" if prefix else str(key))
+    for key, leaf in leaves(value, prefix):
+        if isinstance(leaf, str):
+            yield key, leaf
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from argparse import ArgumentError
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,26 +22,16 @@ from lmlab.cli.allowlist import Admitted
 from lmlab.cli.suggestions import COMMANDS, explain, parser_kwargs, where_written
 from lmlab.data.cleaning import CleaningConfig
 from lmlab.data.tokenizer import tokenizer_for
-from lmlab.errors import CheckpointError, ConfigError
+from lmlab.errors import CheckpointError, ConfigError, LabError
 from lmlab.objectives.base import Objective, Prediction
 from lmlab.run.find import find_checkpoint
-from lmlab.run.record import now
 from lmlab.session import RunConfig, Session, open_session
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
-from lmlab.training import TRAINER_DEFAULTS, all_callbacks, standard_loggers
+from lmlab.trainer_settings import TRAINER_DEFAULTS, check_seed, check_trainer
+from lmlab.training import all_callbacks, check_callbacks, standard_loggers
 
 # one value for the parser, not a group of settings: it is linked in, never written in a YAML
 register_type(Tokenizer, serializer=lambda tokenizer: tokenizer.fingerprint, deserializer=Tokenizer.load, fail_already_registered=False)
-
-LIMITS = ("the budget ends a run, and accumulation follows from the batch sizes",
-          "set budget.steps, tokens, flops or seconds; data.global_batch_size and data.micro_batch_size")  # fmt: skip
-LOGGERS = ("metrics.csv is always written, and W&B has its own setting", "set run.wandb: auto, or leave it out")
-OWN_SETTINGS: dict[str, tuple[Any, tuple[str, str]]] = {
-    **{name: (-1 if name == "max_steps" else None, LIMITS) for name in ("max_steps", "max_time", "min_steps", "min_epochs")},
-    **dict.fromkeys(("max_epochs", "accumulate_grad_batches"), (1, LIMITS)),
-    "logger": (None, LOGGERS),
-}
-"""Trainer settings that lmlab answers for: their only value besides None, why, and what to set instead."""
 
 
 class LabCLI(LightningCLI):
@@ -58,19 +48,20 @@ class LabCLI(LightningCLI):
         self.session: Session | None = None
         self.measured: Path | None = None
         self._content: dict[str, Any] | None = None
-        super().__init__(
-            Objective,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            seed_everything_default=0,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={key: value for key, value in parser_kwargs().items() if key not in COMMANDS or key == admitted.arguments[0]},
-            args=admitted.arguments,
-        )
+        with ExitStack() as self._open:  # the run's folder is let go of whatever happens
+            super().__init__(
+                Objective,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+                seed_everything_default=0,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={key: value for key, value in parser_kwargs().items() if key not in COMMANDS or key == admitted.arguments[0]},
+                args=admitted.arguments,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the one that was asked for: a parser takes a tenth of a second to make."""
@@ -93,6 +84,7 @@ class LabCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ArgumentError, ImportError) as error:  # the parser's own list denies with an ImportError
             raise explain(error, parser, self.admitted.configs, args) from error
+        check_seed(self.config[str(self.config.subcommand)].seed_everything)
 
     def _parse_ckpt_path(self) -> None:
         """Takes no settings from a checkpoint: lmlab's hold none that the parser could use, and the file is not verified yet."""
@@ -100,9 +92,7 @@ class LabCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuses settings that are lmlab's own; reads the checkpoint to measure."""
         config = self._chosen
-        for name, (value, (why, remedy)) in OWN_SETTINGS.items():
-            if config.trainer.get(name) not in (value, None):
-                raise self._refused(f"trainer.{name}", config.trainer[name], why, remedy)
+        check_trainer(config.trainer, lambda key: where_written(key, self.admitted.configs, self.admitted.arguments))
         if self.subcommand != "fit":
             if "verbose" in config:
                 config.verbose = False  # the command prints its own table
@@ -140,14 +130,16 @@ class LabCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Opens the run, now that model and data could be made, and adds what every run has to what the config asks for."""
+        config = self._get(self.config_init, "trainer", default={})
+        callbacks = list(config.get("callbacks") or [])
+        check_callbacks(callbacks)
         if self.subcommand == "fit":
             seed = int(self._chosen.seed_everything)
-            self.session = open_session(self._run_config, seed, self._settings(), self._budget, self.model.tokenizer)
+            opened = open_session(self._run_config, seed, self._settings(), self._budget, self.model.tokenizer)
+            self.session = self._open.enter_context(opened)
             self.config_init[str(self.subcommand)].ckpt_path = None if self.session.checkpoint is None else str(self.session.checkpoint)
-        config = self._get(self.config_init, "trainer", default={})
         plugins = config.get("plugins") or []
         own: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), *(plugins if isinstance(plugins, list) else [plugins])], "logger": False}
-        callbacks = list(config.get("callbacks") or [])
         if self.session is not None:
             own["logger"] = standard_loggers(self.session, self._run_config, self._settings())
             shown = config.get("enable_progress_bar", True) is not False
@@ -156,21 +148,11 @@ class LabCLI(LightningCLI):
             own["enable_checkpointing"] = False
         try:
             return super().instantiate_trainer(**{**own, **kwargs})
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
+            if isinstance(error, LabError):
+                raise
             what = "Lightning cannot make a trainer of these settings"
-            if self.session is not None and self.session.claim is not None:
-                failed = dataclasses.replace(self.session.record, status="failed", ended=now(), error=what)
-                failed.save(self.session.run.record_path)
-                self.session.claim.release()
             raise ConfigError(what, where="trainer", why=str(error).strip(), remedy="change that setting") from error
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Lets go of the run's folder at the end, not when this process ends."""
-        try:
-            super()._run_subcommand(subcommand)
-        finally:
-            if self.session is not None and self.session.claim is not None:
-                self.session.claim.release()
 
     def predict(self, **kwargs: Any) -> None:
         """Writes predictions as they come; the file is there when all are."""

@@ -45,7 +45,7 @@ def fit_main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    return 0 if _helped("fit", argv) else _run("fit", _with_aliases(argv))[0]
+    return 0 if _helped("fit", argv) else _run("fit", _with_own_config(_with_aliases(argv)))[0]
 
 
 def validate_main(argv: list[str]) -> int:
@@ -116,6 +116,24 @@ def _with_aliases(argv: Sequence[str]) -> list[str]:
         if name in ALIASES:
             arguments[i] = f"{ALIASES[name]}{equals}{value}"
     return arguments
+
+
+def _with_own_config(arguments: list[str]) -> list[str]:
+    """`--resume RUN` without any `-c` goes on with the settings of that run."""
+    resumed = [
+        token.partition("=")[2] or "".join(arguments[i + 1 : i + 2]) for i, token in enumerate(arguments) if _is(token, "--run.resume")
+    ]
+    if (
+        not resumed
+        or resumed[-1] in ("never", "auto", "must")
+        or any(_is(token, "--config") or token.startswith("-c") for token in arguments)
+    ):
+        return arguments
+    return ["-c", str(find_run(resumed[-1]).config_path), *arguments]
+
+
+def _is(token: str, option: str) -> bool:
+    return token.partition("=")[0] == option
 
 
 def _asked(argv: Sequence[str]) -> Asked:

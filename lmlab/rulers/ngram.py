@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from lmlab.data.batch import Example
 from lmlab.data.module import CorpusModule
+from lmlab.data.views import make_view
 
 MAX_COUNTED = 8_000_000
 """Tokens to count: more would cost a large corpus minutes, and make the bigram some hundredths of a bit better."""
@@ -100,7 +102,10 @@ def anchors_for(data: CorpusModule) -> Anchors | None:
     if feed is None or tokenizer is None or feed.view != "blocks" or feed.lookahead != 1:
         return None
     train, held_out = data.view("train"), data.evaluation("val")
-    counted = min(len(train), max(1, MAX_COUNTED // feed.length))
+    # read in longer blocks, which is faster and counts the same pairs, but for a remainder at the end of the text
+    wide = feed.length * max(1, min(32, len(train) // 20))
+    train = make_view(data.stores["train"], dataclasses.replace(feed, length=wide), tokenizer)
+    counted = min(len(train), max(1, MAX_COUNTED // wide))
     blocks = (train[i * len(train) // counted] for i in range(counted))
     return anchors(blocks, [held_out[i] for i in range(len(held_out))], tokenizer.token_bytes())
 

@@ -114,7 +114,9 @@ class Record:
         try:
             content = json.loads(path.read_bytes())
         except FileNotFoundError as error:
-            raise CheckpointError("this run has no record", where=str(path), remedy="it never started; delete the folder") from error
+            saved = any((path.parent / "checkpoints").glob("*.ckpt"))
+            remedy = "its checkpoints are there: name one of them instead of the run" if saved else "it never started; delete the folder"
+            raise CheckpointError("this run has no record", where=str(path), remedy=remedy) from error
         except (OSError, ValueError) as error:
             raise _broken(path, str(error)) from error
         if not isinstance(content, dict) or not isinstance(content.get("format"), int):
@@ -138,7 +140,7 @@ def now() -> str:
 
 
 def _broken(path: Path, why: str) -> CheckpointError:
-    return CheckpointError("this record is broken", where=str(path), why=why, remedy="delete it; metrics and checkpoints are not affected")
+    return CheckpointError("this record is broken", where=str(path), why=why, remedy="name one of the run's checkpoints instead of the run")
 
 
 def _encode(value: Any) -> Any:

@@ -10,6 +10,7 @@ from lmlab.run.escaping import text
 from lmlab.run.metrics import Metrics
 from lmlab.run.numbers import compact, duration, grouped, loss
 from lmlab.run.record import Record
+from lmlab.run.redaction import redact_text
 
 COSTS = (
     ("steps", "optimiser steps", "count"),
@@ -44,8 +45,8 @@ def header(record: Record, alive: bool) -> str:
         f"<span>seed {record.seed}</span>",
         f"<span>{text(record.started[:16].replace('T', ' '))} UTC</span>" if record.started else "",
     ]
-    question = f'<p class="question">{text(record.question)}</p>' if record.question else ""
-    error = f'<p class="error" role="alert">{text(record.error)}</p>' if record.error else ""
+    question = f'<p class="question">{text(redact_text(record.question))}</p>' if record.question else ""
+    error = f'<p class="error" role="alert">{text(redact_text(record.error))}</p>' if record.error else ""
     return f'<div class="line-above">{"".join(facts)}</div><h1>{text(record.name)}</h1>{question}{error}'
 
 

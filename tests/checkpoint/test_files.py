@@ -138,3 +138,25 @@ def test_kills_at_random_moments_leave_a_whole_file(tmp_path: Path) -> None:
             left.unlink()
         if path.parent.is_dir():
             path.parent.rmdir()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
+def test_a_disk_without_room_is_said_to_be_full_and_the_old_file_stays(tmp_path: Path) -> None:
+    """A limit on the size of files stops a write as a full disk does; torch's writer notices only that the file did not grow."""
+    path = written(tmp_path)
+    before = path.read_bytes()
+    script = f"""
+import resource, signal, torch
+from pathlib import Path
+from lmlab.checkpoint import write_checkpoint
+from lmlab.errors import CheckpointError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+try:
+    write_checkpoint({{"w": torch.rand(200_000)}}, Path({str(path)!r}))
+except CheckpointError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "the disk is full" in said and "free some space" in said
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -42,6 +42,23 @@ def test_averaged_weights_come_before_the_last_ones() -> None:
     assert all((p == 0.25).all() for p in loaded.parameters())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lmlab": None},
+        {"lmlab": {"format": "x", "objective": {}}},
+        {"lmlab": {"format": 1, "objective": "x"}},
+        {"lmlab": {"format": 1, "objective": {}}},
+        {"lmlab": {"format": 1, "objective": {"class_path": "lmlab.objectives.clm.CLM", "init_args": {}}}},
+        {"lmlab": {"format": 1, "objective": {"class_path": "lmlab.objectives.clm.CLM", "init_args": {"tokenizer": "x"}}}},
+        {"state_dict": None},
+    ],
+)
+def test_junk_in_a_whole_archive_is_refused_in_a_sentence(change: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError):
+        objective_from({**content_of("clm"), **change}, PATH)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     content = content_of("clm")
     with pytest.raises(CheckpointError, match="not written by lmlab"):

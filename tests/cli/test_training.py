@@ -125,6 +125,11 @@ def test_an_unfinished_run_goes_on_where_it_was(small: list[str], capsys: pytest
     assert main([*smoke("clm"), *small, "--resume", "must"]) == 0
     assert [r.path for r in list_runs()] == [run.path]
     assert Record.load(run.record_path).status == "finished"
+    run.record_path.write_text(json.dumps({**plain, "status": "running"}), encoding="utf-8")
+    assert main(["fit", "--resume", str(run.path)]) == 0, "without -c a run goes on with its own settings"
+    assert [r.path for r in list_runs()] == [run.path]
+    assert Record.load(run.record_path).status == "finished"
+    capsys.readouterr()
     assert main([*smoke("clm"), *small, "--resume", "must"]) == 2
     assert "no unfinished run" in capsys.readouterr().err
 
@@ -140,6 +145,14 @@ def test_an_unfinished_run_goes_on_where_it_was(small: list[str], capsys: pytest
         (["--run.keep=0"], "the newest checkpoint is always kept"),
         (["--trainer.max_steps=3"], "set budget.steps"),
         (["--trainer.logger=true"], "run.wandb"),
+        (["--trainer.limit_train_batches=1"], "set budget.steps"),
+        (["--trainer.log_every_n_steps=0"], "it counts steps"),
+        (["--trainer.gradient_clip_val=-1"], "null for none"),
+        (["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"], "run.keep"),
+        (["--trainer.callbacks+=lmlab.callbacks.Checkpoints", "--trainer.callbacks.folder=x"], "run.keep"),
+        (["--seed_everything=-1"], "no seed"),
+        (["--seed_everything=true"], "no seed"),
+        (["--run.wandb=yes"], "wandb"),
         (["--ckpt_path=x.ckpt"], "use --resume auto"),
         (["--trainer.precis=32"], "did you mean 'trainer.precision'?"),
     ],

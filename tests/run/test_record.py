@@ -97,3 +97,14 @@ def test_now_has_a_zone_and_sorts_as_text() -> None:
     assert datetime.fromisoformat(first).utcoffset() == timedelta(0)
     assert abs(datetime.fromisoformat(first) - datetime.now(timezone.utc)) < timedelta(minutes=1)
     assert first <= second and len(first) == len(second)
+
+
+def test_nobody_is_told_to_delete_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step=0000001.ckpt").touch()
+    for content in (None, "junk"):
+        if content:
+            (tmp_path / "record.json").write_text(content)
+        with pytest.raises(CheckpointError) as caught:
+            Record.load(tmp_path / "record.json")
+        assert "delete" not in caught.value.remedy and "checkpoints" in caught.value.remedy

@@ -224,3 +224,9 @@ def test_a_report_of_a_long_run_stays_small(tmp_path: Path) -> None:
     ]
     run.metrics_path.write_text("\n".join(rows) + "\n")
     assert write_report(run).stat().st_size < 400_000
+
+
+def test_a_secret_in_a_question_or_an_error_is_not_shown(tmp_path: Path) -> None:
+    secret = "sk-abcdefghijklmnopqrstuvwx"
+    run = make(tmp_path, question=f"my {secret}", error=f"failed with {secret}", status="failed")
+    assert secret not in write_report(run).read_text(encoding="utf-8")
