@@ -198,7 +198,7 @@ def _is_union(annotation: Any) -> bool:
 def fingerprint(value: Any) -> str:
     """A short name for a value: the first 16 hex digits of the SHA-256 of its canonical JSON."""
     text = json.dumps(to_plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 class Recorded:

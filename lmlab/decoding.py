@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lmlab.config import require
+from lmlab.config import fingerprint, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class DecodingConfig:
         temperature: Logits are divided by it; 0 takes the likeliest token.
         top_k: Draw from the k likeliest tokens only; 0 for all.
         top_p: Draw from the fewest tokens that together have this probability; 1 for all.
-        seed: Same seed, same text.
+        seed: Same seed and same prompt, same text, whatever else is in the batch. For several texts from one prompt, take several
+            seeds.
 
     Source: Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.1 (top-k); Holtzman et al. 2020, "The Curious Case
     of Neural Text Degeneration", section 3.1 (top-p).
@@ -62,13 +63,14 @@ def restrict(logits: Tensor, config: DecodingConfig) -> Tensor:
     return logits
 
 
-def next_tokens(logits: Tensor, config: DecodingConfig, generator: torch.Generator) -> Tensor:
+def next_tokens(logits: Tensor, config: DecodingConfig, generators: Sequence[torch.Generator]) -> Tensor:
     """Chooses one token for each row.
 
     Args:
         logits: (B, V) float.
         config: How.
-        generator: On the CPU, so that a seed gives the same text on every device.
+        generators: One for each row, so that a row's draws do not depend on the others; on the CPU, so that a seed gives the same
+            text on every device.
 
     Returns:
         (B,) int64.
@@ -76,12 +78,24 @@ def next_tokens(logits: Tensor, config: DecodingConfig, generator: torch.Generat
     if config.temperature == 0:
         return logits.argmax(-1)
     probs = restrict(logits, config).softmax(-1).cpu()
-    return torch.multinomial(probs, 1, generator=generator).squeeze(1).to(logits.device)
+    chosen = [torch.multinomial(row, 1, generator=generator) for row, generator in zip(probs, generators, strict=True)]
+    return torch.cat(chosen).to(logits.device)
+
+
+def row_generator(seed: int, row: Sequence[int]) -> torch.Generator:
+    """A source of randomness that a seed and the content of a row decide.
+
+    Args:
+        seed: Of the decoding.
+        row: Its tokens, without padding.
+    """
+    return torch.Generator().manual_seed(int(fingerprint([seed, *map(int, row)]), 16))
 
 
 def decode(
     logits_of: Callable[[Tensor], Tensor],
     first: Tensor,
+    rows: Sequence[Sequence[int]],
     config: DecodingConfig,
     stop_ids: Collection[int],
     banned_ids: Collection[int] = (),
@@ -90,7 +104,8 @@ def decode(
 
     Args:
         logits_of: Takes new tokens (B, n) and returns the logits (B, V) after the last of them; it keeps the past itself.
-        first: (B, n) int64, the prompt.
+        first: (B, n) int64, what to read before the first new token.
+        rows: What each row is to be written for, without padding; with the seed, it decides the draws.
         config: How tokens are chosen.
         stop_ids: A row ends before the first of these.
         banned_ids: Tokens that are never written.
@@ -98,19 +113,19 @@ def decode(
     Returns:
         New tokens of each row.
     """
-    generator = torch.Generator().manual_seed(config.seed)
-    rows: list[list[int]] = [[] for _ in range(len(first))]
-    running = [True] * len(first)
+    generators = [row_generator(config.seed, row) for row in rows]
+    written: list[list[int]] = [[] for _ in rows]
+    running = [True] * len(rows)
     banned = torch.tensor(sorted(banned_ids), dtype=torch.long, device=first.device)
     tokens = first
     for _ in range(config.max_new_tokens):
         logits = logits_of(tokens).index_fill(1, banned, -torch.inf)
-        chosen = next_tokens(logits, config, generator)
+        chosen = next_tokens(logits, config, generators)
         for row, token in enumerate(chosen.tolist()):
             running[row] = running[row] and token not in stop_ids
             if running[row]:
-                rows[row].append(token)
+                written[row].append(token)
         if not any(running):
             break
         tokens = chosen[:, None]
-    return rows
+    return written

@@ -128,7 +128,7 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
     tokenizer.save(run.tokenizer_path)
     copy = {"path": str(run.tokenizer_path), "num_sentinels": len(tokenizer.sentinel_ids)}
     written = {key: copy if key == "tokenizer" and value is None else value for key, value in settings.items()}
-    write_atomic(run.config_path, yaml.safe_dump(written, sort_keys=False, allow_unicode=True).encode())
+    write_atomic(run.config_path, yaml.safe_dump(written, sort_keys=False, allow_unicode=True).encode("utf-8", "backslashreplace"))
     write_environment(run.environment_path)
     record.save(run.record_path)
     _tell_ranks(run)

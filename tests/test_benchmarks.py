@@ -53,7 +53,7 @@ def test_both_sides_are_the_same_network(kind: Kind, corpus: str, tokenizer: Tok
     sides = pair(kind, corpus, tokenizer, TINY)
     theirs, ours = sides.theirs.module, sides.ours.module
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    ours.load_state_dict(convert_state_dict(FAMILIES[kind], theirs.state_dict(), "tied"), strict=True)
+    ours.load_state_dict(convert_state_dict(FAMILIES[kind], theirs.state_dict(), ours.backbone_config), strict=True)
     batch = sides.ours.batches[0]
     torch.testing.assert_close(lmlab_loss(ours, batch), theirs(**peer_batch(kind, batch)).loss, rtol=1e-4, atol=1e-5)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lmlab.config import require
+from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
 from lmlab.nn.attention import AttentionConfig
 from lmlab.nn.block import BlockConfig
@@ -22,6 +24,7 @@ GATED_RATIO = 8 / 3
 GATED_MULTIPLE = 32
 """That width is rounded up to a multiple of this, which keeps matrix kernels on their fast path."""
 ABSOLUTE = ("learned", "sinusoidal")
+B = TypeVar("B", bound="Backbone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +123,7 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be built, and settings that would have no effect."""
+        check_choices(self)
         for name in ("hidden_size", "num_layers", "num_heads", "max_length"):
             require(getattr(self, name) >= 1, self, name, "a size is at least 1", "set a positive number")
         for name in ("num_decoder_layers", "num_kv_heads", "head_size", "feedforward_size", "embedding_size"):
@@ -134,12 +138,17 @@ class BackboneConfig:
             require(
                 0 <= (getattr(self, name) or 0) < 1, self, name, "a probability of dropping is in [0, 1)", "0 turns it off, 0.1 is common"
             )
+        for name in ("embedding_scale", "logit_scale", "attention_scale", "rope_base"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < inf, self, name, "it is positive and finite", "leave it out for the usual value")
         self._check_heads()
         self._check_positions()
         plain_norm = self.norm == "layernorm" or not self.norm_bias
         require(plain_norm, self, "norm_bias", "an RMSNorm has no shift", "set it to false, or norm to layernorm")
         plain_init = self.init != "t5" or self.residual_init == "plain"
         require(plain_init, self, "residual_init", "the t5 rule scales by fan-in only", "set it to plain")
+        own_std = self.init != "t5" or self.init_std == type(self).init_std
+        require(own_std, self, "init_std", "the t5 rule takes its deviations from the sizes", "leave it out, or set init to normal")
         require(self.num_segments >= 0, self, "num_segments", "a count is not negative", "0 for none, 2 for sentence pairs")
         require(self.norm_eps > 0, self, "norm_eps", "it keeps the division finite", "1e-6 is common")
         require(self.init_std > 0, self, "init_std", "a spread is positive", "0.02 is what BERT and GPT-2 use")
@@ -152,6 +161,9 @@ class BackboneConfig:
         require(grouped, self, "num_kv_heads", f"it must divide num_heads = {self.num_heads}", "choose a divisor, or null for all heads")
 
     def _check_positions(self) -> None:
+        for name, position in (("rope_base", "rope"), ("relative_buckets", "t5"), ("relative_max_distance", "t5")):
+            read = self.position == position or getattr(self, name) == getattr(type(self), name)
+            require(read, self, name, f"only {position} positions read it", f"leave it out, or set position to {position}")
         even = self.position != "rope" or self.head_width % 2 == 0
         require(
             even,
@@ -251,9 +263,49 @@ class Backbone(nn.Module, ABC):
 
     def __init__(self, config: BackboneConfig, vocab_size: int, pad_id: int) -> None:
         super().__init__()
+        self.check(config)
         self.config, self.vocab_size, self.pad_id = config, vocab_size, pad_id
         self.embedding = nn.Embedding(vocab_size, config.vector_size)
         init_embedding(self.embedding, config.init_config())
+
+    @classmethod
+    def check(cls, config: BackboneConfig, lengths: Mapping[str, int] | None = None) -> None:
+        """Refuses a config that this kind of backbone would not follow, or rows it could not read: before anything is built.
+
+        Args:
+            config: Its shape.
+            lengths: Rows it is meant for, in tokens, by the name of the setting that decides them.
+
+        Raises:
+            ConfigError: If a setting would have no effect here, or learned positions run out.
+        """
+        for name, length in (lengths or {}).items():
+            if config.position == "learned" and length > config.max_length:
+                raise ConfigError(
+                    f"rows of {length} tokens do not fit into {config.max_length} learned positions",
+                    where=f"backbone.max_length, {name}",
+                    why=f"backbone.max_length = {config.max_length} is less than the {length} tokens that {name} asks for",
+                    remedy=f"set backbone.max_length to {length}, shorten {name}, or use another kind of position",
+                )
+
+    @classmethod
+    def expect(cls: type[B], backbone: nn.Module) -> B:
+        """Takes a built backbone that something else wants to share.
+
+        Args:
+            backbone: What it offers.
+
+        Raises:
+            ConfigError: If it is of another kind: an encoder in place of a decoder would let tokens see what they are to predict.
+        """
+        if not isinstance(backbone, cls):
+            raise ConfigError(
+                f"a backbone of kind {type(backbone).__name__} cannot be shared here",
+                where="build(backbone=...)",
+                why=f"what is built on it reads rows as a backbone of kind {cls.__name__} does",
+                remedy=f"pass a backbone of kind {cls.__name__}, or none, to have one built",
+            )
+        return backbone
 
     @property
     @abstractmethod

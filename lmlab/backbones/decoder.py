@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from lmlab.backbones.base import Backbone, BackboneConfig
 from lmlab.backbones.stack import Stack
+from lmlab.config import require
 from lmlab.errors import ConfigError
 from lmlab.nn.cache import KVCache
 from lmlab.nn.init import init_embedding
@@ -23,6 +26,13 @@ class Decoder(Backbone):
     def __init__(self, config: BackboneConfig, vocab_size: int, pad_id: int) -> None:
         super().__init__(config, vocab_size, pad_id)
         self.stack = Stack(config, config.num_layers, "causal")
+
+    @classmethod
+    def check(cls, config: BackboneConfig, lengths: Mapping[str, int] | None = None) -> None:
+        """Refuses what `Backbone.check` does, and a depth for a side it does not have."""
+        super().check(config, lengths)
+        rule = "it is the depth of a decoder beside an encoder, and here is one stack only"
+        require(config.num_decoder_layers is None, config, "num_decoder_layers", rule, "leave it out; num_layers is the depth")
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from lmlab.backbones.base import Backbone, BackboneConfig
 from lmlab.backbones.stack import Stack
+from lmlab.config import require
 from lmlab.errors import ConfigError
 from lmlab.nn import mask
 from lmlab.nn.block import Memory
@@ -27,6 +30,12 @@ class EncoderDecoder(Backbone):
         super().__init__(config, vocab_size, pad_id)
         self.encoder = Stack(config, config.num_layers, "bidirectional")
         self.decoder = Stack(config, config.num_decoder_layers or config.num_layers, "causal", reads="memory")
+
+    @classmethod
+    def check(cls, config: BackboneConfig, lengths: Mapping[str, int] | None = None) -> None:
+        """Refuses what `Backbone.check` does, and segments, which neither side is told."""
+        super().check(config, lengths)
+        require(config.num_segments == 0, config, "num_segments", "rows of an encoder-decoder have no segments", "leave it out")
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -9,12 +9,63 @@ from lmlab.backbones.base import BackboneConfig
 from lmlab.errors import ConfigError, nearest
 from lmlab.nn.feedforward import Activation
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bert": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "initializer_range": 0.02,
+        "layer_norm_eps": 1e-12,
+    },
+    "gpt2": {
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "n_positions": 1024,
+        "resid_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+        "initializer_range": 0.02,
+    },
+    "llama": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.02,
+    },
+    "t5": {
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_heads": 8,
+        "relative_attention_num_buckets": 32,
+        "dropout_rate": 0.1,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "relu",
+    },
+}
+"""What transformers takes for a setting that is not in the file: older versions wrote down only what differed from these."""
+DEFAULTS["roberta"] = DEFAULTS["bert"] | {"pad_token_id": 1}
+
 
 def config_from_hugging_face(data: Mapping[str, Any]) -> BackboneConfig:
     """Reads a `config.json`.
 
     Args:
-        data: Its content, or `to_dict()` of a transformers config.
+        data: Its content, or `to_dict()` of a transformers config. What is missing has the value that transformers gives it.
 
     Returns:
         A config that computes the same function.
@@ -26,7 +77,7 @@ def config_from_hugging_face(data: Mapping[str, Any]) -> BackboneConfig:
     family = str(data.get("model_type"))
     if family not in readers:
         raise ConfigError(f"model type '{family}' cannot be read", where="config.json, model_type", remedy=nearest(family, readers))
-    return readers[family](data)
+    return readers[family](DEFAULTS[family] | dict(data))
 
 
 def _activation(name: str, gate: str = "") -> Activation:
@@ -141,11 +192,12 @@ def _t5(data: Mapping[str, Any]) -> BackboneConfig:
     # T5 1.1 says `tie_word_embeddings: false`; transformers 5 rewrites that to true, and keeps its meaning in `scale_decoder_outputs`
     gate, _, name = data["feed_forward_proj"].rpartition("-")
     name = "gelu_new" if (gate, name) == ("gated", "gelu") else name
+    depth = data.get("num_decoder_layers")
     tied = data.get("scale_decoder_outputs", data.get("tie_word_embeddings", True))
     return BackboneConfig(
         hidden_size=data["d_model"],
         num_layers=data["num_layers"],
-        num_decoder_layers=data.get("num_decoder_layers"),
+        num_decoder_layers=None if depth == data["num_layers"] else depth,
         num_heads=data["num_heads"],
         head_size=data["d_kv"],
         feedforward_size=data["d_ff"],

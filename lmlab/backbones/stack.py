@@ -112,7 +112,7 @@ class Stack(nn.Module):
         visible = self._visibility(x, dtype, attention_mask, document_ids, past)
         rope = self.config.position == "rope"
         table = position.rotary(position_ids, self.config.head_width, self.config.rope_base, dtype) if rope else None
-        recompute = self.config.checkpointing == "blocks" and self.training and torch.is_grad_enabled()
+        recompute = self.config.checkpointing == "blocks" and self.training and torch.is_grad_enabled() and cache is None
         for index, block in enumerate(self.blocks):
             if recompute:
                 x = checkpoint(block, x, visible, table, memory, use_reentrant=False)

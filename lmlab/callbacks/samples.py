@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lmlab.budget import Spent
 from lmlab.callbacks.budget import clock_of, objective_of
 from lmlab.data.batch import Example
+from lmlab.nn.evaluation import evaluating
 from lmlab.run.directory import RunDirectory
 from lmlab.run.samples import append_samples
 
@@ -49,10 +50,8 @@ class Samples(Callback):
             return
         clock, objective = clock_of(pl_module), objective_of(pl_module)
         with clock.paused():
-            was_training = pl_module.training
-            pl_module.eval()
-            samples = objective.samples(self._texts(trainer), clock.spent.steps)
-            pl_module.train(was_training)
+            with evaluating(pl_module):
+                samples = objective.samples(self._texts(trainer), clock.spent.steps)
             append_samples(self.run.samples_path, samples)
 
     def _texts(self, trainer: Trainer) -> Sequence[Example]:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean
 from lmlab.data.corpus import open_corpus
+from lmlab.data.tokenizer import training_texts
 from lmlab.errors import DataError
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 from lmlab.tokenizer.specials import ROLES
@@ -81,7 +81,7 @@ def _train(options: argparse.Namespace, console: Console) -> None:
 
 def _texts(corpus: str) -> Iterator[str]:
     """The documents as training sees them: cleaned by the default rules."""
-    return (document.text for document in clean(open_corpus(corpus).documents(), CleaningConfig(), CleaningCounts()))
+    return training_texts(open_corpus(corpus))
 
 
 def _samples(options: argparse.Namespace) -> Iterator[str]:

@@ -12,6 +12,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from lmlab.config import check_choices
+
 IGNORE_INDEX = -100
 """Label of a position that carries no loss, as in torch and transformers."""
 
@@ -102,3 +104,7 @@ class Feed:
     suffix: tuple[int, ...] = ()
     lookahead: int = 0
     word_starts: Literal["none", "pieces", "words"] = "none"
+
+    def __post_init__(self) -> None:
+        """Checks the choices."""
+        check_choices(self)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from lmlab.config import require
-from lmlab.data.corpus.base import Document
+from lmlab.config import check_choices, require
 from lmlab.errors import DataError
 
+if TYPE_CHECKING:
+    from lmlab.data.corpus.base import Document  # the corpora know how they will be cleaned, so they import this module
+
 _MAX_EXAMPLES = 5
+_HASHED_AT_ONCE = 2**16  # characters; a copy of a whole document, word by word, would be many times its size
 _MIN_INVALID = 20  # characters; below, a share says nothing, as in a test file of one line
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -37,7 +41,7 @@ class CleaningConfig:
         max_invalid_share: Largest share of such characters among all; beyond it the text probably has another encoding, and the
             build fails.
         min_characters: Documents with fewer characters, spaces at both ends not counted, are dropped.
-        duplicates: Whether documents that equal an earlier one are dropped.
+        duplicates: Whether documents that equal an earlier one, white space aside, are dropped.
     """
 
     normalization: Literal["none", "nfc", "nfkc"] = "nfc"
@@ -49,6 +53,7 @@ class CleaningConfig:
 
     def __post_init__(self) -> None:
         """Checks the settings."""
+        check_choices(self)
         is_share = 0 <= self.max_invalid_share <= 1
         require(is_share, self, "max_invalid_share", "a share lies between 0 and 1", "1 switches the check off")
         require(self.min_characters >= 1, self, "min_characters", "an empty document cannot be kept", "set 1 or more")
@@ -65,7 +70,7 @@ class CleaningCounts:
         num_bytes: UTF-8 bytes tokenised, duplicates included; filled in by `build_store`.
         num_empty: Documents without a visible character.
         num_short: Documents below `min_characters`.
-        num_duplicates: Documents equal to an earlier one.
+        num_duplicates: Documents equal to an earlier one, white space aside.
         num_skipped: Documents skipped because of invalid characters.
         num_control: Control characters met.
         num_invalid: Invalid bytes and lone surrogates met.
@@ -90,19 +95,23 @@ class CleaningCounts:
         examples = (self.examples + other.examples)[:_MAX_EXAMPLES]
         return CleaningCounts(**{name: getattr(self, name) + getattr(other, name) for name in names}, examples=examples)
 
-    def check(self, config: CleaningConfig) -> None:
+    def check(self, config: CleaningConfig, at_most: float | None = None) -> None:
         """Refuses a corpus with too many invalid characters.
 
         Args:
             config: Says how many are too many.
+            at_most: While there is more to read: characters the corpus cannot exceed. Then it is refused only where the rest,
+                if it were all valid, could not save it, so that the verdict does not depend on how far one has read.
 
         Raises:
             DataError: With the places of the first ones.
         """
-        if self.num_invalid > max(_MIN_INVALID, config.max_invalid_share * self.num_characters):
+        total = self.num_characters if at_most is None else at_most
+        put_up_with = config.max_invalid_share * total if config.max_invalid_share else 0  # the total may be infinite
+        if self.num_invalid > max(_MIN_INVALID, put_up_with):
             share = self.num_invalid / self.num_characters
             raise DataError(
-                f"{self.num_invalid:,} of {self.num_characters:,} characters ({share:.1%}) are not valid UTF-8",
+                f"{self.num_invalid:,} of {self.num_characters:,} characters read ({share:.1%}) are not valid UTF-8",
                 where="; ".join(self.examples),
                 why=f"at most {config.max_invalid_share:.1%} are put up with: the text probably has another encoding",
                 remedy="convert it (iconv -f GB18030 -t UTF-8, or -f LATIN1), or raise cleaning.max_invalid_share",
@@ -161,6 +170,27 @@ def clean(documents: Iterable[Document], config: CleaningConfig, counts: Cleanin
         if num_visible >= config.min_characters:
             counts.num_kept += 1
             yield document._replace(text=text)
+
+
+def text_hash(text: str) -> int:
+    """64-bit hash of the words of a text: texts that differ in white space only have the same one.
+
+    Among 10^8 documents, two different ones share it with probability 0.03 %.
+
+    Args:
+        text: Without lone surrogates.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    begun = inside_word = False
+    for start in range(0, len(text), _HASHED_AT_ONCE):
+        stretch = text[start : start + _HASHED_AT_ONCE]
+        if words := " ".join(stretch.split()):
+            if begun and (stretch[0].isspace() or not inside_word):
+                digest.update(b" ")
+            digest.update(words.encode())
+            begun = True
+        inside_word = not stretch[-1].isspace()
+    return int.from_bytes(digest.digest(), "little")
 
 
 class _Valid(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from lmlab.config import require
+from lmlab.config import check_choices, require
 from lmlab.data.batch import IGNORE_INDEX, Batch, Example
 from lmlab.data.order import rng
 from lmlab.data.packing import document_keys, stack
@@ -45,6 +45,7 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         """Checks shares and schedule."""
+        check_choices(self)
         shares = self.mask_share >= 0 and self.random_share >= 0 and self.mask_share + self.random_share <= 1
         require(shares, self, "mask_share", "mask_share and random_share are shares of one whole", "let them add up to at most 1")
         require(0 < self.eval_prob < 1, self, "eval_prob", "a masking rate lies between 0 and 1", "0.15 is customary")
@@ -113,11 +114,15 @@ class MLMCollator:
     def choose(self, example: Example, generator: np.random.Generator) -> np.ndarray:
         """Sorted positions to predict, (n,) int64: exactly round(rate * T), at least one, never a special token.
 
+        None in an example that holds special tokens only.
+
         Whole words are taken in random order as long as they fit, as BERT does; the count can then fall short of the target
         by less than the longest word left out.
         """
         ids = example.input_ids
         candidates = np.flatnonzero(~np.isin(ids, self.special_ids))
+        if not len(candidates):
+            return candidates
         target = min(len(candidates), max(1, round(self.config.prob(self.prob, example.position) * len(ids))))
         if self.config.unit == "token" or example.word_starts is None:
             return np.sort(generator.choice(candidates, target, replace=False, shuffle=False))

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from lmlab.cache import default_cache_dir
-from lmlab.config import Recorded
+from lmlab.config import Recorded, require
 from lmlab.data.batch import Batch, Feed
 from lmlab.data.cleaning import CleaningConfig
 from lmlab.data.corpus import Corpus, open_corpus
@@ -62,6 +62,9 @@ class CorpusModule(Recorded, LightningDataModule):
         self.corpus_spec = fspath(corpus) if isinstance(corpus, PathLike) else corpus
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_workers, self.eval_examples = num_workers, eval_examples
+        require(num_workers >= 0, self, "num_workers", "a number of processes is not negative", "0 prepares batches in this process")
+        enough = eval_examples is None or eval_examples >= 1
+        require(enough, self, "eval_examples", "an evaluation needs an example", "set 1 or more, or none for all")
         self.cleaning, self.store_config = cleaning, store
         self.cache_dir = Path(cache_dir) if cache_dir else default_cache_dir()
         self.seed = seed
@@ -122,26 +125,22 @@ class CorpusModule(Recorded, LightningDataModule):
             split: `train`, `val` or `test`.
         """
         feed, tokenizer = self._fed()
-        if not self.stores:
-            self.stores = self._build()
-        return make_view(self.stores[split], feed, tokenizer)
+        return make_view(self._opened()[split], feed, tokenizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Position, and what must not change when a run goes on."""
-        return {"windows_done": self.windows_done, "global_batch_size": self.global_batch_size, "seed": self.seed, **self.fingerprints()}
+        return {"windows_done": self.windows_done, **self._decisive()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the position of a checkpoint.
 
         Raises:
-            CheckpointError: If the text, the tokenizer, the seed or the global batch is another one.
+            CheckpointError: If the text, the tokenizer, the seed, the global batch, or what an example is has changed.
         """
-        if not self.stores:
-            self.stores = self._build()
-        for key, mine in {"global_batch_size": self.global_batch_size, "seed": self.seed, **self.fingerprints()}.items():
-            if state_dict[key] != mine:
+        for key, mine in self._decisive().items():
+            if state_dict.get(key) != mine:
                 raise CheckpointError(
-                    f"the checkpoint was made with {key} = {state_dict[key]!r}, this run has {mine!r}",
+                    f"the checkpoint was made with {key} = {state_dict.get(key)!r}, this run has {mine!r}",
                     where=f"data.{key}",
                     why="order and corruption are functions of these, so the run could not go on where it stopped",
                     remedy="restore the setting or the file, or start a new run from the weights alone",
@@ -157,7 +156,19 @@ class CorpusModule(Recorded, LightningDataModule):
     def fingerprints(self) -> dict[str, str]:
         """Names of the text and the tokenizer, for run records and checkpoints."""
         _, tokenizer = self._fed()
-        return {"tokenizer_fingerprint": tokenizer.fingerprint, "data_fingerprint": next(iter(self.stores.values())).fingerprint}
+        return {"tokenizer_fingerprint": tokenizer.fingerprint, "data_fingerprint": next(iter(self._opened().values())).fingerprint}
+
+    def _decisive(self) -> dict[str, Any]:
+        """All that decides which example is the n-th, and what stands in it."""
+        feed, _ = self._fed()
+        examples = {"view": feed.view, "length": feed.length, "lookahead": feed.lookahead}
+        specials = {"prefix": list(feed.prefix), "suffix": list(feed.suffix)}
+        return {"global_batch_size": self.global_batch_size, "seed": self.seed, **examples, **specials, **self.fingerprints()}
+
+    def _opened(self) -> Mapping[str, TokenStore]:
+        if not self.stores:
+            self.stores = self._build()
+        return self.stores
 
     def _build(self) -> Mapping[str, TokenStore]:
         _, tokenizer = self._fed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from lmlab.data.packing import document_keys
 from lmlab.errors import ConfigError
 
 SPANS = 3  # stream of randomness
+_LEAST_LENGTH = 3  # a token, a sentinel, EOS
 
 
 class SpanLengths(NamedTuple):
@@ -36,7 +38,9 @@ class SpanLengths(NamedTuple):
 
 
 def span_lengths(length: int, noise_density: float, mean_span: float) -> SpanLengths:
-    """The longest text whose corrupted input has at most `length` tokens.
+    """The longest text whose corrupted input has exactly `length` tokens.
+
+    Where no number of tokens gives that with spans of `mean_span` on average, there is one span fewer.
 
     Args:
         length: Encoder length, EOS included.
@@ -49,18 +53,23 @@ def span_lengths(length: int, noise_density: float, mean_span: float) -> SpanLen
     Source: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", sections
     3.1.4 and 3.3.4; the search for the length follows the description of `random_spans_helper` in its code.
     """
-    best: SpanLengths | None = None
-    for raw in range(2, 4 * length):
-        noise = min(max(round(raw * noise_density), 1), raw - 1)
-        spans = min(max(round(noise / mean_span), 1), raw - noise)
-        sizes = SpanLengths(raw, raw - noise + spans + 1, noise + spans + 1, noise, spans)
-        if sizes.inputs <= length:
-            best = sizes
-        elif sizes.inputs > length + 2:
-            break
-    if best is None:
-        raise ConfigError(f"no span fits into an input of {length} tokens", where="length", remedy="set a length of at least 4")
-    return best
+    if length < _LEAST_LENGTH:
+        remedy = f"set a length of at least {_LEAST_LENGTH}"
+        raise ConfigError(f"no span fits into an input of {length} tokens", where="length", remedy=remedy)
+    # one token more of text is either kept or dropped, so the input never shrinks, and grows by two at most
+    upper = int(length / (1 - noise_density)) + length  # more text than this leaves more than `length` tokens
+    raw = bisect_right(range(upper), length, lo=2, key=lambda raw: _sizes(raw, noise_density, mean_span).inputs) - 1
+    best, following = (_sizes(raw + more, noise_density, mean_span) for more in (0, 1))
+    if best.inputs == length:
+        return best
+    # the input grew by two, of which one is a sentinel: with one span fewer it comes out full as well
+    return following._replace(inputs=length, targets=following.targets - 1, spans=following.spans - 1)
+
+
+def _sizes(raw: int, noise_density: float, mean_span: float) -> SpanLengths:
+    noise = min(max(round(raw * noise_density), 1), raw - 1)
+    spans = min(max(round(noise / mean_span), 1), raw - noise)
+    return SpanLengths(raw, raw - noise + spans + 1, noise + spans + 1, noise, spans)
 
 
 def noise_mask(sizes: SpanLengths, generator: np.random.Generator) -> np.ndarray:
@@ -87,8 +96,11 @@ def _random_cut(total: int, pieces: int, generator: np.random.Generator) -> np.n
 class SpanCollator:
     """Drops spans, chosen by (seed, position, index) alone.
 
-    A span that begins in one document and ends in the next is allowed; each of its tokens belongs to its own document. Where the
-    document changes within a row, the decoder starts anew with the start token, so that documents stay apart on both sides.
+    Documents stay apart on both sides: where the document changes within a row, the decoder starts anew with the start token. A
+    span may begin in one document and end in a later one, or swallow a short one whole; cut there, it would need a further
+    sentinel, and the sizes would not come out full. So in the target all its tokens belong to the document that it begins in, where
+    its sentinel stands in the input: no token is asked for without a sentinel before it, or of a document the encoder does not see.
+    With documents much longer than a span this is rare.
 
     Args:
         sizes: From `span_lengths`.
@@ -131,14 +143,16 @@ class SpanCollator:
         inputs = np.where(first, 0, ids)
         inputs[first] = sentinels
         keep = ~mask | first
+        kept_documents = documents[keep]
         spots = np.flatnonzero(first)
         dropped = np.flatnonzero(mask)
         at = np.searchsorted(dropped, spots)
         targets = np.insert(ids[dropped], at, sentinels)
-        target_documents = np.insert(documents[dropped], at, documents[spots])
+        # of each span, as long as its tokens and its sentinel; EOS goes with the last one on both sides
+        target_documents = np.repeat(documents[spots], np.diff(np.append(at, len(dropped))) + 1)
         return (
             np.append(inputs[keep], self.eos_id),
-            np.append(documents[keep], documents[-1]),
+            np.append(kept_documents, kept_documents[-1]),
             np.append(targets, self.eos_id),
             np.append(target_documents, target_documents[-1]),
         )

@@ -11,6 +11,7 @@ from lmlab.cache import default_cache_dir
 from lmlab.config import fingerprint
 from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean
 from lmlab.data.corpus import Corpus, open_corpus
+from lmlab.data.corpus.base import place_of
 from lmlab.errors import DataError
 from lmlab.tokenizer import Tokenizer, TokenizerConfig, resolve_tokenizer
 
@@ -33,16 +34,24 @@ def tokenizer_for(
         DataError: If the corpus is empty or missing.
     """
     source = open_corpus(corpus)
-
-    def texts() -> Iterator[str]:
-        counts, empty = CleaningCounts(), True
-        for document in clean(source.documents(), cleaning, counts):
-            empty = False
-            yield document.text
-        if empty:
-            raise DataError(
-                "the corpus is empty", where=str(corpus), why=counts.summary(), remedy="check the path, the field and the separator"
-            )
-
     folder = Path(cache_dir) if cache_dir else default_cache_dir()
-    return resolve_tokenizer(config, texts, fingerprint([source.fingerprint(), cleaning]), folder)
+    return resolve_tokenizer(config, lambda: training_texts(source, cleaning), fingerprint([source.fingerprint(), cleaning]), folder)
+
+
+def training_texts(corpus: Corpus, cleaning: CleaningConfig = CleaningConfig()) -> Iterator[str]:
+    """The documents as a tokenizer is trained on them, cleaned.
+
+    Args:
+        corpus: The documents.
+        cleaning: How they are cleaned.
+
+    Raises:
+        DataError: At the end, if nothing is left of them.
+    """
+    counts, empty = CleaningCounts(), True
+    for document in clean(corpus.documents_for(cleaning), cleaning, counts):
+        empty = False
+        yield document.text
+    if empty:
+        where, remedy = place_of(corpus.describe()), "check the path, the field and the separator"
+        raise DataError("the corpus is empty", where=where, why=counts.summary(), remedy=remedy)

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.config import check_choices
 from lmlab.nn.attention import AttentionConfig, CrossAttention, SelfAttention
 from lmlab.nn.cache import LayerCache
 from lmlab.nn.feedforward import FeedForward, FeedForwardConfig
@@ -50,6 +51,10 @@ class BlockConfig:
     norm_position: Literal["pre", "post"]
     dropout: float
     init: InitConfig
+
+    def __post_init__(self) -> None:
+        """Checks choices."""
+        check_choices(self)
 
 
 class Block(nn.Module):

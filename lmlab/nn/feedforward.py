@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmlab.config import check_choices
 from lmlab.nn.init import InitConfig, init_linear
 
 Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "silu", "reglu", "geglu", "geglu_tanh", "swiglu"]
@@ -54,6 +55,10 @@ class FeedForwardConfig:
     activation: Activation
     bias: bool
     dropout: float
+
+    def __post_init__(self) -> None:
+        """Checks choices."""
+        check_choices(self)
 
     def flops(self, rows: int) -> int:
         """Multiplications and additions of a forward pass over B * T `rows`."""

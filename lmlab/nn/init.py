@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lmlab.config import require
+from lmlab.config import check_choices, require
 
 TRUNCATION = 2.0
 """Standard deviations at which `truncated` cuts, as TensorFlow's truncated normal does, which BERT was initialised with."""
@@ -33,7 +33,8 @@ class InitConfig:
     depth: int = 0
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Checks choices and ranges."""
+        check_choices(self)
         require(self.std > 0, self, "std", "a spread is positive", "0.02 is what BERT and GPT-2 use")
         require(self.depth >= 0, self, "depth", "a number of layers is not negative", "set 0 to leave residual projections alone")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from lmlab.config import require
+from lmlab.config import check_choices, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class NormConfig:
     bias: bool = False
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Checks choices and ranges."""
+        check_choices(self)
         require(self.eps > 0, self, "eps", "it keeps the division finite", "families use 1e-12 (BERT), 1e-5 (GPT-2, Llama) or 1e-6 (T5)")
         require(self.kind == "layernorm" or not self.bias, self, "bias", "an RMSNorm has no shift", "set it to false, or kind to layernorm")
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lmlab.backbones import BackboneConfig, Decoder
+from lmlab.config import require
 from lmlab.data.batch import Batch, Example, Feed
 from lmlab.data.packing import document_keys, stack
 from lmlab.decoding import DecodingConfig, decode
 from lmlab.errors import ConfigError
 from lmlab.heads import LMHead
 from lmlab.nn.cache import KVCache
+from lmlab.nn.evaluation import evaluating
 from lmlab.objectives.base import Losses, Objective, Part
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.run.samples import Piece, Sample
 from lmlab.tokenizer import Tokenizer
+
+PROBE = "A word,  two spaces\tand a tab\nÉté ﬁ① Ａ ½ \u200b漢字 \U0001f600 \x01" + "".join(
+    chr(first) for first in [*range(0x21, 0x7F), *range(0xC0, 0x250), *range(0x3B1, 0x3C9), *range(0x410, 0x450), *range(0x4E00, 0x4E80)]
+)
+"""What a tokenizer must give back to be trusted with bytes: cases, spaces, compatibility forms, many scripts; all of it in form NFC."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class CLM(Objective):
         backbone: Sizes and bricks of the decoder.
         optimizer: How parameters move.
         schedule: Learning rate over the budget.
-        length: Tokens in a block.
+        length: Tokens in a block, at least 2.
 
     Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.1, equation 1.
     """
@@ -71,6 +77,8 @@ class CLM(Objective):
         """Stores the configs."""
         super().__init__(tokenizer, backbone, optimizer, schedule)
         self.length = length
+        require(length >= 2, self, "length", "a block holds tokens and what comes before them", "128 is a good beginning")
+        Decoder.check(backbone, {"length": length})
 
     def feed(self) -> Feed:
         """Packed blocks with one token of lookahead."""
@@ -80,20 +88,22 @@ class CLM(Objective):
     def build(self, backbone: nn.Module | None = None) -> None:
         """Builds a decoder and a language-modelling head, tied if the backbone says so."""
         config, size = self.backbone_config, self.tokenizer.vocab_size
-        self.backbone = cast("Decoder | None", backbone) or Decoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
+        self.backbone = Decoder(config, size, self.tokenizer.pad_id) if backbone is None else Decoder.expect(backbone)
         self.head = LMHead(config, vocab_size=size, embedding=self.backbone.embedding)
         self.register_buffer("token_bytes", torch.from_numpy(self.tokenizer.token_bytes()), persistent=False)
+        self._counts_bytes = tells_bytes(self.tokenizer)
 
     def losses(self, batch: Batch) -> Losses:
         """Cross-entropy of every next token.
 
         Returns:
-            Part `clm`, in nats; monitor `bits_per_byte` outside training.
+            Part `clm`, in nats; monitor `bits_per_byte` outside training, if the tokenizer tells how many bytes a text has
+            (`tells_bytes`): those of another text would not be comparable with it.
         """
         labels = batch["labels"].flatten()
         nats = self.head.nats(self.states(batch).flatten(0, 1), labels)
         part = Part(nats, batch["counts"]["clm"])
-        if self.training:
+        if self.training or not self._counts_bytes:
             return Losses({"clm": part}, {})
         num_bytes = self.token_bytes[labels].sum()
         return Losses({"clm": part}, {"bits_per_byte": Part(nats.detach() / np.log(2), num_bytes)})
@@ -111,7 +121,6 @@ class CLM(Objective):
         keys = ("attention_mask", "document_ids", "position_ids")
         return self.backbone(batch["input_ids"], **{k: batch[k] for k in keys if k in batch})
 
-    @torch.no_grad()
     def generate(self, prompts: Sequence[str], config: DecodingConfig = DecodingConfig()) -> list[str]:
         """Continues texts; each new token costs one token's work, thanks to a cache of keys and values.
 
@@ -125,9 +134,8 @@ class CLM(Objective):
         rows = [[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)] for prompt in prompts]
         return [self.tokenizer.decode(new) for new in self.continue_ids(rows, config)]
 
-    @torch.no_grad()
     def continue_ids(self, rows: Sequence[Sequence[int]], config: DecodingConfig) -> list[list[int]]:
-        """Continues rows of tokens, in one batch padded on the left.
+        """Continues rows of tokens, in one batch padded on the left; without dropout, also in the middle of training.
 
         Args:
             rows: Tokens of each prompt, BOS included.
@@ -154,16 +162,17 @@ class CLM(Objective):
             return self.head(self.backbone(tokens, cache=cache, **keys)[:, -1])
 
         stop = {self.tokenizer.eos_id, self.tokenizer.bos_id}
-        return decode(logits_of, first, config, stop, self.tokenizer.special_ids - stop)
+        with evaluating(self):
+            return decode(logits_of, first, rows, config, stop, self.tokenizer.special_ids - stop)
 
     def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
         """Continues the beginnings of texts.
 
         Args:
-            examples: Blocks; the first quarter, at most 32 tokens, is the prompt.
+            examples: Blocks; the first quarter, from 2 to 32 tokens, is the prompt.
             step: Optimiser steps behind the model.
         """
-        cut = max(2, min(32, self.length // 4))
+        cut = min(max(2, min(32, self.length // 4)), self.length - 1)
         config = DecodingConfig(max_new_tokens=min(64, self.length - cut))
         prompts = [e.input_ids[:cut].tolist() for e in examples]
         written = self.continue_ids(prompts, config)
@@ -177,3 +186,17 @@ class CLM(Objective):
         """Three times the forward pass: backward costs twice as much."""
         size, length = batch["input_ids"].shape
         return 3 * (self.backbone.flops(size, length) + self.head.flops(size * length))
+
+
+def tells_bytes(tokenizer: Tokenizer) -> bool:
+    """Whether the bytes of a text can be counted on its tokens, which bits per byte divide by.
+
+    They cannot if text is lost on the way: spaces and unknown characters by `wordpiece`, upper case by `case: lower`, the form of
+    characters by `nfkc`. `nfc`, which writes a letter and its accent in the shorter of two ways, loses nothing.
+
+    Args:
+        tokenizer: Asked to cut and restore a text that has a bit of everything, rather than believed by its name: a loaded one may
+            have any rules.
+    """
+    ids = tokenizer.encode(PROBE)
+    return tokenizer.decode(ids) == PROBE and int(tokenizer.token_bytes()[ids].sum()) == len(PROBE.encode())

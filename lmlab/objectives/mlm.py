@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from lmlab.data.batch import IGNORE_INDEX, Batch, Example, Feed
 from lmlab.data.masking import MaskingConfig, MLMCollator
 from lmlab.errors import DataError
 from lmlab.heads import MLMHead
+from lmlab.nn.evaluation import evaluating
 from lmlab.objectives.base import Losses, Objective, Part
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.run.samples import Piece, Sample, merge
@@ -67,6 +68,7 @@ class MLM(Objective):
         """Stores the configs."""
         super().__init__(tokenizer, backbone, optimizer, schedule)
         self.length, self.mask_prob, self.masking = length, mask_prob, masking
+        Encoder.check(backbone, {"length": length})
         require(
             0 < mask_prob < 1, self, "mask_prob", "a masking rate lies between 0 and 1", "0.15 is BERT's, 0.3 to 0.4 often learns faster"
         )
@@ -89,7 +91,7 @@ class MLM(Objective):
     def build(self, backbone: nn.Module | None = None) -> None:
         """Builds an encoder and BERT's prediction head, tied if the backbone says so."""
         config, size = self.backbone_config, self.tokenizer.vocab_size
-        self.backbone = cast("Encoder | None", backbone) or Encoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
+        self.backbone = Encoder(config, size, self.tokenizer.pad_id) if backbone is None else Encoder.expect(backbone)
         self.head = MLMHead(config, vocab_size=size, embedding=self.backbone.embedding)
 
     def losses(self, batch: Batch) -> Losses:
@@ -116,9 +118,8 @@ class MLM(Objective):
         keys = ("attention_mask", "document_ids", "position_ids")
         return self.backbone(batch["input_ids"], **{k: batch[k] for k in keys if k in batch})
 
-    @torch.no_grad()
     def fill(self, text: str, num_choices: int = 5) -> list[list[Filling]]:
-        """Fills every mask of a text.
+        """Fills every mask of a text; without dropout, also in the middle of training.
 
         Args:
             text: With the mask token, written as the tokenizer spells it, in one or more places.
@@ -136,13 +137,13 @@ class MLM(Objective):
         if not len(places):
             mask = tokenizer.token(tokenizer.mask_id)
             raise DataError("there is nothing to fill in", where=repr(text[:80]), remedy=f"write {mask} where a token is missing")
-        probs, choices = self._ordinary_probs(self.states({"input_ids": ids})[0, places]).topk(num_choices)
+        with evaluating(self):
+            probs, choices = self._ordinary_probs(self.states({"input_ids": ids})[0, places]).topk(num_choices)
         return [
             [Filling(tokenizer.decode([token]), prob) for token, prob in zip(row.tolist(), chances.tolist(), strict=True)]
             for row, chances in zip(choices, probs, strict=True)
         ]
 
-    @torch.no_grad()
     def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
         """Fills the masks of texts, the likeliest token for each.
 
@@ -153,7 +154,8 @@ class MLM(Objective):
         short = [e.cut(min(64, self.length)) for e in examples]
         batch = self.feed().eval_collate(short, 0)
         on_device = {key: batch[key].to(self.device) for key in ("input_ids", "document_ids", "position_ids") if key in batch}
-        probs, choices = self._ordinary_probs(self.states(on_device)).max(-1)
+        with evaluating(self):
+            probs, choices = self._ordinary_probs(self.states(on_device)).max(-1)
         samples = []
         for row, example in enumerate(short):
             masked = batch["labels"][row].numpy() != IGNORE_INDEX

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from lmlab.decoding import DecodingConfig, decode
 from lmlab.errors import ConfigError
 from lmlab.heads import LMHead
 from lmlab.nn.cache import KVCache
+from lmlab.nn.evaluation import evaluating
 from lmlab.objectives.base import Losses, Objective, Part
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.run.samples import Piece, Sample, merge
@@ -58,6 +58,8 @@ class SpanCorruption(Objective):
         self.length, self.noise_density, self.mean_span = length, noise_density, mean_span
         require(0 < noise_density < 1, self, "noise_density", "a share lies between 0 and 1", "0.15 is T5's")
         require(mean_span >= 1, self, "mean_span", "a span has at least one token", "3.0 is T5's")
+        sizes = span_lengths(length, noise_density, mean_span)
+        EncoderDecoder.check(backbone, {"length": sizes.inputs, "length (by the targets that follow from it)": sizes.targets})
 
     @property
     def sizes(self) -> SpanLengths:
@@ -80,7 +82,7 @@ class SpanCorruption(Objective):
     def build(self, backbone: nn.Module | None = None) -> None:
         """Builds an encoder-decoder and a language-modelling head, tied if the backbone says so."""
         config, size = self.backbone_config, self.tokenizer.vocab_size
-        self.backbone = cast("EncoderDecoder | None", backbone) or EncoderDecoder(config, vocab_size=size, pad_id=self.tokenizer.pad_id)
+        self.backbone = EncoderDecoder(config, size, self.tokenizer.pad_id) if backbone is None else EncoderDecoder.expect(backbone)
         self.head = LMHead(config, vocab_size=size, embedding=self.backbone.embedding)
 
     def losses(self, batch: Batch) -> Losses:
@@ -108,9 +110,8 @@ class SpanCorruption(Objective):
         keys = ("attention_mask", "document_ids", "position_ids", "decoder_attention_mask", "decoder_document_ids", "decoder_position_ids")
         return self.backbone(batch["input_ids"], batch["decoder_input_ids"], **{k: batch[k] for k in keys if k in batch})
 
-    @torch.no_grad()
     def fill(self, rows: Sequence[Sequence[int]], config: DecodingConfig = DecodingConfig(temperature=0)) -> list[dict[int, list[int]]]:
-        """Writes the spans that sentinels stand for.
+        """Writes the spans that sentinels stand for; without dropout, also in the middle of training.
 
         Args:
             rows: Tokens with sentinels, without EOS.
@@ -118,20 +119,31 @@ class SpanCorruption(Objective):
 
         Returns:
             For each row the tokens written for each sentinel.
+
+        Raises:
+            ConfigError: If a learned position table is too short for a row or for what is to be written.
         """
         tokenizer = self.tokenizer
-        width = max(len(row) for row in rows) + 1
+        width, limit = max(len(row) for row in rows) + 1, self.backbone_config.max_length
+        if self.backbone_config.position == "learned" and max(width, config.max_new_tokens) > limit:
+            raise ConfigError(
+                f"{width} tokens to read and {config.max_new_tokens} to write do not fit into {limit} positions each",
+                where="backbone.max_length",
+                remedy=f"write at most {limit} new tokens, and shorten the text to {limit - 1} tokens",
+            )
         ids = torch.tensor([[*row, tokenizer.eos_id, *[tokenizer.pad_id] * (width - 1 - len(row))] for row in rows], device=self.device)
         mask = torch.arange(width, device=self.device) < torch.tensor([[len(row) + 1] for row in rows], device=self.device)
         padded = None if bool(mask.all()) else mask
-        states, cache = self.backbone.encode(ids, attention_mask=padded), KVCache()
+        cache = KVCache()
 
         def logits_of(tokens: Tensor) -> Tensor:
             return self.head(self.backbone(None, tokens, encoder_states=states, attention_mask=padded, cache=cache)[:, -1])
 
         start = torch.full((len(rows), 1), tokenizer.pad_id, device=self.device)
         banned = tokenizer.special_ids - {tokenizer.eos_id, *tokenizer.sentinel_ids}
-        written = decode(logits_of, start, config, {tokenizer.eos_id}, banned)
+        with evaluating(self):
+            states = self.backbone.encode(ids, attention_mask=padded)
+            written = decode(logits_of, start, rows, config, {tokenizer.eos_id}, banned)
         return [_by_sentinel(row, tokenizer.sentinel_ids) for row in written]
 
     def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:

@@ -11,10 +11,10 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from lmlab.config import require
+from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError, nearest
 from lmlab.optim.classes import PREFIX, arguments_of, class_named, load_class
-from lmlab.optim.groups import KINDS, Entry, Kind, check_patterns, check_used, list_entries
+from lmlab.optim.groups import Entry, Kind, check_patterns, check_used, list_entries
 from lmlab.optim.muon import MuonWithAdamW
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -77,6 +77,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Refuses unknown names, impossible values and settings without effect."""
         class_named(self.name)
+        check_choices(self)
         if self.name not in DEFAULTS:
             require(self.lr is not None, self, "lr", f"lmlab has no default for {self.name}", "set it")
         for positive in ("lr", "eps", "adamw_lr"):
@@ -87,12 +88,6 @@ class OptimizerConfig:
         require(fits, self, "betas", "they are two, and lie in [0, 1)", "for example [0.9, 0.95]")
         require(self.momentum is None or 0 <= self.momentum < 1, self, "momentum", "it lies in [0, 1)", "for example 0.9")
         require(self.adamw_lr is None or self.name == "muon", self, "adamw_lr", "only muon has an AdamW half", "leave it out")
-        allowed = ("auto", "fused", "foreach", "for_loop")
-        require(self.implementation in allowed, self, "implementation", "there is no such", f"choose one of: {', '.join(allowed)}")
-        for name in ("decay", "kinds"):
-            value = getattr(self, name)
-            chosen = value.values() if isinstance(value, dict) else value
-            require(all(k in KINDS for k in chosen), self, name, "there is no such kind", f"kinds are: {', '.join(KINDS)}")
         require(all(s > 0 for s in self.lr_scale.values()), self, "lr_scale", "multipliers are positive", "freeze parameters to stop them")
         check_patterns([*self.kinds, *self.lr_scale], f"{type(self).__name__}.kinds, .lr_scale")
         self._check_effect()
@@ -198,7 +193,7 @@ class OptimizerConfig:
         own = DEFAULTS.get(self.name)
         accepted = set(arguments_of(self.name))
         for key in OWN_FIELDS:
-            if getattr(self, key) and key not in (own if own is not None else accepted):
+            if getattr(self, key) is not None and key not in (own if own is not None else accepted):
                 raise ConfigError(
                     f"{self.name} has no {key}", where=f"optimizer.{key}", why="it would have no effect", remedy="leave it out"
                 )

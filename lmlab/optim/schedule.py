@@ -9,8 +9,18 @@ from typing import Any, Literal, SupportsFloat
 
 from torch.optim import Optimizer
 
-from lmlab.config import require
+from lmlab.config import check_choices, require
 from lmlab.errors import CheckpointError
+
+READ_BY = {
+    "min_ratio": ("cosine", "linear", "inverse_sqrt", "wsd", "plateau"),
+    "decay": ("wsd",),
+    "decay_shape": ("wsd",),
+    "plateau_factor": ("plateau",),
+    "patience": ("plateau",),
+    "threshold": ("plateau",),
+}
+"""Which kinds of schedule a setting has an effect on; elsewhere it must be left at its default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +57,11 @@ class ScheduleConfig:
     threshold: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Refuses shapes that do not fit into the budget."""
-        kinds = ("cosine", "linear", "inverse_sqrt", "wsd", "constant", "plateau")
-        require(self.kind in kinds, self, "kind", "there is no such schedule", f"choose one of: {', '.join(kinds)}")
+        """Refuses shapes that do not fit into the budget, and settings that would have no effect."""
+        check_choices(self)
         require(0 <= self.warmup < 1, self, "warmup", "it is a share of the budget", "set it to at least 0 and below 1")
         require(0 <= self.min_ratio <= 1, self, "min_ratio", "it is a share of the full learning rate", "set it between 0 and 1")
         require(0 < self.decay <= 1, self, "decay", "it is a share of the budget", "set it above 0 and at most 1")
-        shapes = ("one_minus_sqrt", "linear")
-        require(self.decay_shape in shapes, self, "decay_shape", "there is no such shape", f"choose one of: {', '.join(shapes)}")
         require(0 < self.plateau_factor < 1, self, "plateau_factor", "a plateau lowers the learning rate", "set it between 0 and 1")
         require(self.patience >= 0, self, "patience", "it counts validations", "set 0 or more")
         require(0 <= self.threshold < 1, self, "threshold", "it is a share of the best loss", "set it to at least 0 and below 1")
@@ -63,6 +70,10 @@ class ScheduleConfig:
         if self.kind == "wsd":
             rule = "warm-up and decay together take no more than the budget"
             require(self.warmup + self.decay <= 1, self, "decay", rule, f"lower it to at most {1 - self.warmup:g}")
+        for name, kinds in READ_BY.items():
+            has_effect = self.kind in kinds or getattr(self, name) == getattr(type(self), name)
+            rule = f"a schedule of kind {self.kind} does not read it"
+            require(has_effect, self, name, rule, f"leave it out, or set kind to {' or '.join(kinds)}")
 
     def factor(self, progress: float) -> float:
         """What to multiply the learning rate by.

@@ -11,6 +11,7 @@ import numpy as np
 from lmlab.data.batch import Example
 from lmlab.data.module import CorpusModule
 from lmlab.data.views import make_view
+from lmlab.objectives.clm import tells_bytes
 
 MAX_COUNTED = 8_000_000
 """Tokens to count: more would cost a large corpus minutes, and make the bigram some hundredths of a bit better."""
@@ -96,10 +97,11 @@ def anchors_for(data: CorpusModule) -> Anchors | None:
         data: The run's data, prepared.
 
     Returns:
-        None where the objective is not fed blocks with one token of lookahead, and so has no likelihood to compare.
+        None where there is no likelihood to compare: the objective is not fed blocks with one token of lookahead, or its tokens do
+        not tell how many bytes they stand for.
     """
     feed, tokenizer = data.feed, data.tokenizer
-    if feed is None or tokenizer is None or feed.view != "blocks" or feed.lookahead != 1:
+    if feed is None or tokenizer is None or feed.view != "blocks" or feed.lookahead != 1 or not tells_bytes(tokenizer):
         return None
     train, held_out = data.view("train"), data.evaluation("val")
     # read in longer blocks, which is faster and counts the same pairs, but for a remainder at the end of the text

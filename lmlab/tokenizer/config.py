@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lmlab.config import require
+from lmlab.config import check_choices, require
 from lmlab.tokenizer.specials import ROLES
 
 NUM_BYTES = 256
@@ -18,9 +18,9 @@ class TokenizerConfig:
 
     Args:
         kind: `bpe` cuts bytes into frequent sequences and loses nothing in any language. `wordpiece` follows BERT: `##` pieces,
-            Chinese characters one by one, unknown characters become one `[UNK]`. `unigram` follows SentencePiece, with bytes
-            for unknown characters. `characters` has the most frequent characters, with bytes for the rest. `bytes` needs no
-            training.
+            Chinese characters one by one, unknown characters become one `[UNK]`; what the merges of other scripts leave of the
+            vocabulary goes to the most frequent characters. `unigram` follows SentencePiece, with bytes for unknown characters.
+            `characters` has the most frequent characters, with bytes for the rest. `bytes` needs no training.
         vocab_size: Size of the vocabulary, special tokens and sentinels included; an upper limit where the text is too short to
             fill it, and for `bytes`, whose size is fixed.
         num_sentinels: How many `<extra_id_0>`, `<extra_id_1>`, ... there are for span corruption.
@@ -43,11 +43,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         """Checks the choices, and that the vocabulary has room for what it must hold."""
-        kinds = ("bpe", "wordpiece", "unigram", "characters", "bytes")
-        require(self.kind in kinds, self, "kind", "only these can be trained", f"choose one of: {', '.join(kinds)}")
-        forms = ("none", "nfc", "nfkc")
-        require(self.normalization in forms, self, "normalization", "unknown Unicode form", f"choose one of: {', '.join(forms)}")
-        require(self.case in ("keep", "lower"), self, "case", "unknown way to treat upper case", "choose 'keep' or 'lower'")
+        check_choices(self)
         require(self.num_sentinels >= 0, self, "num_sentinels", "a number of tokens is not negative", "100 is T5's choice; 0 if unused")
         require(self.min_frequency >= 1, self, "min_frequency", "a pair occurs at least once", "2 is customary")
         require(self.train_characters >= 1, self, "train_characters", "there must be text to learn from", "leave the default")

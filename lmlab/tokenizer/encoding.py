@@ -27,12 +27,13 @@ class EncodedPiece(NamedTuple):
     ids: np.ndarray
 
 
-def encode_pieces(texts: Sequence[str], backend: tokenizers.Tokenizer) -> Iterator[EncodedPiece]:
+def encode_pieces(texts: Sequence[str], backend: tokenizers.Tokenizer, at_line_ends: bool) -> Iterator[EncodedPiece]:
     """Encodes texts piece by piece, on all cores.
 
     Args:
         texts: Any texts.
         backend: The library's tokenizer.
+        at_line_ends: Whether a long text may be cut at any line end, from `cutting.parts_lines`.
 
     Yields:
         The pieces of all texts, in order; none of an empty text.
@@ -40,16 +41,16 @@ def encode_pieces(texts: Sequence[str], backend: tokenizers.Tokenizer) -> Iterat
     Raises:
         DataError: If one is not a string.
     """
-    for batch in _batches(texts):
+    for batch in _batches(texts, at_line_ends):
         for (number, piece), encoded in zip(batch, _encode_batch([piece for _, piece in batch], backend), strict=True):
             yield EncodedPiece(number, piece, np.array(encoded.ids, dtype=np.int32))
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+def _batches(texts: Sequence[str], at_line_ends: bool) -> Iterator[list[tuple[int, str]]]:
     batch: list[tuple[int, str]] = []
     size = 0
     for number, text in enumerate(texts):
-        for piece in cutting.cut(text) if isinstance(text, str) else [cutting.sanitise(text)]:
+        for piece in cutting.cut(text, at_line_ends=at_line_ends) if isinstance(text, str) else [cutting.sanitise(text)]:
             batch.append((number, piece))
             size += len(piece)
             if size >= BATCH_CHARACTERS:

@@ -18,7 +18,7 @@ from lmlab.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when training changes, so that old files are not mistaken for new ones
+FORMAT = 3  # raise it when training changes, so that old files are not mistaken for new ones
 FOLDER = "tokenizers"
 
 

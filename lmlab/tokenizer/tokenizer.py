@@ -164,10 +164,14 @@ class Tokenizer:
         return self._backend.id_to_token(int(index)) or ""
 
     def normalize(self, text: str) -> str:
-        """The text as the model sees it, before it is cut into tokens; `decode(encode(text))` gives it back for `bpe` and `bytes`."""
+        """The text as the model sees it, before it is cut into tokens; `decode(encode(text))` gives it back for all but `wordpiece`.
+
+        A vocabulary that writes spaces as `▁` cannot tell that sign from a space, so here it is one.
+        """
         normalizer = self._backend.normalizer
         text = cutting.sanitise(text)
-        return normalizer.normalize_str(text) if normalizer else text
+        text = normalizer.normalize_str(text) if normalizer else text
+        return text.replace("▁", " ") if self._spelling == "metaspace" else text
 
     def encode(self, text: str, parse_special: bool = False) -> list[int]:
         """Ids of one text, without special tokens around it.
@@ -284,6 +288,14 @@ class Tokenizer:
         return backend
 
     @cached_property
+    def _parts_lines(self) -> bool:
+        return cutting.parts_lines(json.loads(self.json))
+
+    @cached_property
+    def _spelling(self) -> words.Spelling:
+        return words.spelling(json.loads(self.json))
+
+    @cached_property
     def _parsing(self) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(self.json)  # a second one: the switch is not safe to flip between threads
 
@@ -295,12 +307,12 @@ class Tokenizer:
     def _table(self) -> words.PieceTable:
         pieces = [self._backend.id_to_token(index) or "" for index in range(self.vocab_size)]
         added = {index: token.content for index, token in self._backend.get_added_tokens_decoder().items()}
-        return words.piece_table(pieces, added, self.special_ids, words.spelling(json.loads(self.json)))
+        return words.piece_table(pieces, added, self.special_ids, self._spelling)
 
     @cached_property
     def _verbatim(self) -> dict[int, str]:
         """Added words that a byte-level decoder would take for bytes: it reads the é of an added 'café' as byte 0xE9."""
-        if words.spelling(json.loads(self.json)) != "byte_level":
+        if self._spelling != "byte_level":
             return {}
         added = self._backend.get_added_tokens_decoder().items()
         return {index: token.content for index, token in added if not token.special and not token.content.isascii()}
@@ -315,7 +327,7 @@ class Tokenizer:
 
     def _encode(self, texts: Sequence[str], backend: tokenizers.Tokenizer) -> list[np.ndarray]:
         parts: list[list[np.ndarray]] = [[] for _ in texts]
-        for number, piece, ids in encoding.encode_pieces(texts, backend):
+        for number, piece, ids in encoding.encode_pieces(texts, backend, self._parts_lines):
             spelled_out = backend is self._backend and self._forbidden[ids].any()
             parts[number].append(self._without_specials(piece) if spelled_out else ids)
         return [np.concatenate(part) if part else np.zeros(0, dtype=np.int32) for part in parts]

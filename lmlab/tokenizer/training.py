@@ -35,9 +35,13 @@ def special_tokens(config: TokenizerConfig) -> SpecialTokens:
 
 
 def canonical(text: str) -> str:
-    """One spelling for one tokenizer: sorted keys, no padding or truncation left switched on by whoever saved it."""
+    """One spelling for one tokenizer: sorted keys, and no padding, truncation or dropout left switched on by whoever saved it."""
     content = json.loads(text)
     content["truncation"] = content["padding"] = None
+    if content["model"].get("dropout") is not None:
+        if content["model"]["dropout"]:
+            log.warning("dropout of %g is switched off in the tokenizer: one text has one encoding", content["model"]["dropout"])
+        content["model"]["dropout"] = None
     return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -95,7 +99,9 @@ def _wordpiece(open_texts: Opener, config: TokenizerConfig, names: list[str]) ->
     backend = _bert(config, models.WordPiece(unk_token=names[1]))
     normalizer = backend.normalizer
     room = (config.vocab_size - len(names)) // 2
-    alphabet = [c for c in frequent(count(stream(open_texts, config, normalizer)), room) if not c.isspace()]
+    counts = count(stream(open_texts, config, normalizer))
+    characters = [c for c in frequent(counts, len(counts)) if not c.isspace()]
+    alphabet = characters[:room]
     inside = {c for c in alphabet if _may_continue(c, backend)}
     while len(alphabet) + len(inside) > room:  # a letter takes two places, a Chinese character one
         inside.discard(alphabet.pop())
@@ -108,7 +114,21 @@ def _wordpiece(open_texts: Opener, config: TokenizerConfig, names: list[str]) ->
         show_progress=False,
     )
     backend.train_from_iterator(only(alphabet, stream(open_texts, config, normalizer)), trainer)
-    return _bert(config, models.WordPiece(vocab=backend.get_vocab(), unk_token=names[1]))
+    vocabulary = backend.get_vocab()
+    # a Chinese character never merges with another one, so what is left of a Chinese text's vocabulary takes rarer characters
+    for piece in _rarer(characters[len(alphabet) :], config.vocab_size - len(vocabulary), backend):
+        vocabulary.setdefault(piece, len(vocabulary))
+    return _bert(config, models.WordPiece(vocab=vocabulary, unk_token=names[1]))
+
+
+def _rarer(characters: list[str], room: int, backend: Tokenizer) -> list[str]:
+    """As many pieces for these characters as there is room for, most frequent first: `c`, and `##c` if it can stand inside a word."""
+    pieces: list[str] = []
+    for character in characters:
+        if len(pieces) >= room:
+            break
+        pieces += [character, f"##{character}"] if _may_continue(character, backend) else [character]
+    return pieces[: max(room, 0)]
 
 
 def _bert(config: TokenizerConfig, model: models.WordPiece) -> Tokenizer:

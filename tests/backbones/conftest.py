@@ -71,7 +71,7 @@ def make_pair() -> Callable[[Any, Family, nn.Module], Pair]:
         backbone = kind(config, VOCAB_SIZE, pad_id=theirs.config.pad_token_id)
         head = (MLMHead if kind is Encoder else LMHead)(config, VOCAB_SIZE, backbone.embedding)
         both = nn.ModuleDict({"backbone": backbone, "head": head}).eval()
-        both.load_state_dict(convert_state_dict(family, theirs.state_dict(), config.tie), strict=True)
+        both.load_state_dict(convert_state_dict(family, theirs.state_dict(), config), strict=True)
         return Pair(theirs, backbone, head, family)
 
     return make
@@ -108,7 +108,7 @@ def assert_same() -> Callable[..., None]:
         theirs["loss"].backward()
         expected = {name: p.grad for name, p in pair.theirs.named_parameters()}
         assert all(grad is not None and grad.abs().max() > 0 for grad in expected.values())
-        expected = convert_state_dict(pair.family, expected, pair.backbone.config.tie)
+        expected = convert_state_dict(pair.family, expected, pair.backbone.config)
         actual = {name: p.grad for name, p in nn.ModuleDict({"backbone": pair.backbone, "head": pair.head}).named_parameters()}
         assert actual.keys() == expected.keys()
         for name, gradient in actual.items():

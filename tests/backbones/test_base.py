@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 
+import pytest
+import torch
+
+from lmlab.backbones import Decoder, Encoder, EncoderDecoder
 from lmlab.backbones.base import BackboneConfig
 from lmlab.config import from_dict, to_plain
 from lmlab.errors import ConfigError
+from lmlab.nn.block import BlockConfig
+from lmlab.nn.feedforward import FeedForwardConfig
+from lmlab.nn.init import InitConfig
+from lmlab.nn.norm import NormConfig
 
 
 @pytest.mark.parametrize(
@@ -29,6 +39,27 @@ from lmlab.errors import ConfigError
         ({"position": "t5", "relative_max_distance": 16}, "relative_max_distance"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"init_std": 0.0}, "init_std"),
+        ({"position": "rotary"}, "position"),
+        ({"norm": "layer_norm"}, "norm"),
+        ({"norm_position": "prenorm"}, "norm_position"),
+        ({"final_norm": "yes"}, "final_norm"),
+        ({"embedding_norm": "layernorm"}, "embedding_norm"),
+        ({"mlm_transform": "bert"}, "mlm_transform"),
+        ({"tie": "Tied"}, "tie"),
+        ({"init": "xavier"}, "init"),
+        ({"residual_init": "scaled"}, "residual_init"),
+        ({"checkpointing": "full"}, "checkpointing"),
+        ({"activation": "swish"}, "activation"),
+        ({"position": "learned", "position_counting": "padding"}, "position_counting"),
+        ({"logit_scale": 0.0}, "logit_scale"),
+        ({"embedding_scale": 0.0}, "embedding_scale"),
+        ({"attention_scale": -1.0}, "attention_scale"),
+        ({"rope_base": -5.0}, "rope_base"),
+        ({"rope_base": float("nan")}, "rope_base"),
+        ({"position": "alibi", "rope_base": 5e5}, "rope_base"),
+        ({"relative_buckets": 16}, "relative_buckets"),
+        ({"relative_max_distance": 64}, "relative_max_distance"),
+        ({"init": "t5", "residual_init": "plain", "init_std": 0.5}, "init_std"),
     ],
 )
 def test_refusals(changes, field) -> None:
@@ -37,6 +68,76 @@ def test_refusals(changes, field) -> None:
         BackboneConfig(**changes)
     assert caught.value.where == f"BackboneConfig.{field}"
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        NormConfig,
+        InitConfig,
+        partial(BlockConfig, attention=None, feedforward=None, norm=None, dropout=0.0, init=None),
+        partial(FeedForwardConfig, hidden_size=2, inner_size=2, bias=False, dropout=0.0),
+    ],
+)
+def test_the_parts_check_their_choices_too(config) -> None:
+    """Whoever builds a brick without a backbone config gets no silent default either."""
+    choice = {"NormConfig": "kind", "InitConfig": "rule", "BlockConfig": "norm_position", "FeedForwardConfig": "activation"}
+    name = getattr(config, "func", config).__name__
+    with pytest.raises(ConfigError) as caught:
+        config(**{choice[name]: "nonsense"})
+    assert caught.value.where == f"{name}.{choice[name]}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "field"),
+    [
+        (Encoder, {"num_decoder_layers": 7}, "BackboneConfig.num_decoder_layers"),
+        (Decoder, {"num_decoder_layers": 7}, "BackboneConfig.num_decoder_layers"),
+        (EncoderDecoder, {"num_segments": 2}, "BackboneConfig.num_segments"),
+    ],
+)
+def test_a_backbone_refuses_what_it_would_not_follow(kind, changes, field) -> None:
+    """Without the setting it is built, and the other kinds take it."""
+    config = BackboneConfig(hidden_size=8, num_heads=2, num_layers=1)
+    kind(config, vocab_size=5, pad_id=0)
+    with pytest.raises(ConfigError) as caught:
+        kind(replace(config, **changes), vocab_size=5, pad_id=0)
+    assert caught.value.where == field and caught.value.remedy
+    other = {Encoder: EncoderDecoder, Decoder: EncoderDecoder, EncoderDecoder: Decoder}[kind]
+    other(replace(config, **changes), vocab_size=5, pad_id=0)
+
+
+@pytest.mark.parametrize("kind", [Encoder, Decoder, EncoderDecoder])
+def test_rows_longer_than_a_learned_table_are_refused_beforehand(kind) -> None:
+    """The last length that passes is the last that a built backbone reads; positions without a table have no limit."""
+    config = BackboneConfig(hidden_size=8, num_heads=2, num_layers=1, position="learned", max_length=6)
+    backbone, read = kind(config, vocab_size=5, pad_id=0), {}
+    for length in (5, 6, 7, 8):
+        ids = torch.ones(1, length, dtype=torch.long)
+        try:
+            backbone(ids, ids) if kind is EncoderDecoder else backbone(ids)
+            read[length] = True
+        except ConfigError:
+            read[length] = False
+    for length, fits in read.items():
+        with nullcontext() if fits else pytest.raises(ConfigError, match="do not fit into 6 learned positions") as caught:
+            kind.check(config, {"length": length})
+        if not fits:
+            assert "backbone.max_length" in caught.value.where and "length" in caught.value.where
+        kind.check(replace(config, position="rope"), {"length": length})
+
+
+def test_a_shared_backbone_must_be_of_the_kind_that_is_expected() -> None:
+    """An encoder handed to a causal objective would see what it has to predict."""
+    config = BackboneConfig(hidden_size=8, num_heads=2, num_layers=1)
+    backbones = [kind(config, vocab_size=5, pad_id=0) for kind in (Encoder, Decoder, EncoderDecoder)]
+    for given in backbones:
+        for kind in (Encoder, Decoder, EncoderDecoder):
+            if type(given) is kind:
+                assert kind.expect(given) is given
+            else:
+                with pytest.raises(ConfigError, match=type(given).__name__):
+                    kind.expect(given)
 
 
 def test_sizes_that_follow_from_others() -> None:

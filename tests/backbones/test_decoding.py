@@ -108,6 +108,18 @@ def test_select_rows(config) -> None:
     torch.testing.assert_close(after, full[:, 3:], **TOLERANCE)
 
 
+def test_recomputation_does_not_lose_the_cache() -> None:
+    """In training mode a cache is refused or used, never dropped: the second half must not be read as if nothing came before it."""
+    backbone = Decoder(BackboneConfig(**SIZES, checkpointing="blocks"), VOCAB_SIZE, pad_id=0).train()
+    ids = torch.randint(1, VOCAB_SIZE, (2, LENGTH))
+    with pytest.raises(ConfigError, match="differentiated"):
+        backbone(ids[:, :4], cache=KVCache())
+    with torch.no_grad():
+        cache = KVCache()
+        halves = [backbone(ids[:, :4], cache=cache), backbone(ids[:, 4:], cache=cache)]
+        torch.testing.assert_close(torch.cat(halves, dim=1), backbone(ids), **TOLERANCE)
+
+
 def test_refusals() -> None:
     """No gradients, packed documents or custom masks with a cache."""
     backbone, ids = Decoder(BackboneConfig(**SIZES), VOCAB_SIZE, pad_id=0), torch.ones(1, 4, dtype=torch.long)

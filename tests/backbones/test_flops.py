@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +35,7 @@ def _counted(run) -> int:
 def test_one_stack(kind, config) -> None:
     """Encoder and decoder: projections, attention in full, feed-forward."""
     with torch.device("meta"):
-        backbone, ids = kind(config, VOCAB_SIZE, pad_id=0), torch.zeros(3, 7, dtype=torch.long)
+        backbone, ids = kind(replace(config, num_decoder_layers=None), VOCAB_SIZE, pad_id=0), torch.zeros(3, 7, dtype=torch.long)
     assert backbone.flops(3, 7) == _counted(lambda: backbone(ids))
 
 
@@ -68,7 +70,7 @@ def test_heads(kind, config) -> None:
 def test_training_is_three_times_forward(config) -> None:
     """What an objective relies on when it multiplies by three: each matrix product has two in its backward pass."""
     with torch.device("meta"):
-        backbone, ids = Encoder(config, VOCAB_SIZE, pad_id=0), torch.zeros(2, 6, dtype=torch.long)
+        backbone, ids = Encoder(replace(config, num_decoder_layers=None), VOCAB_SIZE, pad_id=0), torch.zeros(2, 6, dtype=torch.long)
         head = MLMHead(config, VOCAB_SIZE, backbone.embedding)
     forward = backbone.flops(2, 6) + head.flops(12)
     assert _counted(lambda: head(backbone(ids)).sum().backward()) == 3 * forward

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean
+from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean, text_hash
 from lmlab.data.corpus import Document
 from lmlab.errors import ConfigError, DataError
 
@@ -92,3 +92,27 @@ def test_settings_that_cannot_be() -> None:
         CleaningConfig(max_invalid_share=2)
     with pytest.raises(ConfigError, match="min_characters"):
         CleaningConfig(min_characters=0)
+    for wrong in ({"normalization": "nfd"}, {"control": "drop"}, {"invalid": "ignore"}, {"duplicates": "yes"}):
+        with pytest.raises(ConfigError, match=rf"CleaningConfig.{next(iter(wrong))}[\s\S]*(did you mean|choose one of)"):
+            CleaningConfig(**wrong)  # type: ignore[arg-type]
+
+
+@given(text=st.text("ab \n\u3000三"), other=st.text("ab \n\u3000三"), size=st.integers(1, 5))
+def test_hashes_are_equal_where_the_words_are(text: str, other: str, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmlab.data.cleaning._HASHED_AT_ONCE", size)
+        hashes = text_hash(text), text_hash(other)
+    assert hashes == (text_hash(" ".join(text.split())), text_hash(" ".join(other.split())))
+    assert (hashes[0] == hashes[1]) == (text.split() == other.split())
+
+
+def test_a_corpus_is_refused_early_only_where_the_rest_could_not_save_it() -> None:
+    config, counts = CleaningConfig(max_invalid_share=0.01), CleaningCounts(num_invalid=30, num_characters=100)
+    for at_most, is_refused in ((None, True), (100, True), (2999, True), (3000, False), (float("inf"), False)):
+        if is_refused:
+            with pytest.raises(DataError, match="not valid UTF-8"):
+                counts.check(config, at_most)
+        else:
+            counts.check(config, at_most)
+    with pytest.raises(DataError, match="not valid UTF-8"):
+        counts.check(CleaningConfig(max_invalid_share=0), float("inf"))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import builtins
 import gzip
 import json
+import os
 import re
+import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,19 @@ def test_embedded_texts(name: Any, num_documents: int, beginning: str) -> None:
         ("line", ["a", "b", "c", " ", "d"], [1, 2, 5, 6, 7]),
         ("file", ["a\nb\n\n\nc\n \nd"], [1]),
         ("c\n \n", ["a\nb", "d"], [1, 7]),
+        ("c\r\n \r\n", ["a\nb", "d"], [1, 7]),
     ],
 )
 def test_separators(tmp_path: Path, separator: str, expected: list[str], lines: list[int]) -> None:
     corpus = TextCorpus(paths=(write(tmp_path / "x.txt", "a\nb\n\n\nc\n \nd\n"),), separator=separator)
     assert [text.rstrip("\n") for text in texts(corpus)] == expected
     assert sources(corpus) == [f"x.txt:{line}" for line in lines]
+
+
+def test_a_separator_with_line_ends_of_windows_is_found(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.txt", b"one\r\n--\r\ntwo\r\n--\r\nthree")
+    for separator in ("\r\n--\r\n", "\n--\n"):
+        assert texts(TextCorpus(paths=(path,), separator=separator)) == ["one", "two", "three"]
 
 
 def test_line_ends_and_byte_order_mark_are_not_text(tmp_path: Path) -> None:
@@ -186,6 +195,17 @@ def test_the_hash_of_a_large_file_is_remembered(tmp_path: Path, monkeypatch: pyt
     assert TextCorpus(paths=(path,)).fingerprint() == first
 
 
+def test_a_file_written_a_moment_ago_is_hashed_again(tmp_path: Path) -> None:
+    path, changed = tmp_path / "x.txt", []
+    for content in ("first", "other"):
+        path.write_text(content)
+        os.utime(path, ns=(1, time.time_ns() if not changed else changed[0]))  # two writes within one tick of the clock
+        changed.append(path.stat().st_mtime_ns)
+        changed.append(TextCorpus(paths=(str(path),)).fingerprint())
+    assert changed[0] == changed[2]
+    assert changed[1] != changed[3]
+
+
 def test_reading_takes_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_text("word " * 2_000_000)  # one line of 10 MB
@@ -209,6 +229,21 @@ def test_parquet(tmp_path: Path) -> None:
         texts(ParquetCorpus(paths=(str(tmp_path / "x.parquet"),), field="boddy"))
     with pytest.raises(DataError, match=r"x.parquet cannot be read"):
         (tmp_path / "x.parquet").write_bytes(b"PAR1" * 10)
+        texts(corpus)
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "dictionary"])
+def test_parquet_with_bytes_that_are_no_text(tmp_path: Path, kind: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    raw = arrow.array([b"good", b"\xff\xfed", None, "三国".encode()], arrow.binary())
+    column = raw.view(arrow.string())
+    column = column.cast(arrow.large_string()) if kind == "large_string" else column.dictionary_encode() if kind == "dictionary" else column
+    parquet.write_table(arrow.table({"text": column}), tmp_path / "x.parquet")
+    corpus = ParquetCorpus(paths=(str(tmp_path / "x.parquet"),))
+    assert texts(corpus) == ["good", "\udcff\udcfed", "", "三国"]
+    parquet.write_table(arrow.table({"text": [1, 2]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"holds a number[\s\S]*x.parquet row 1"):
         texts(corpus)
 
 
@@ -236,3 +271,36 @@ def test_hugging_face_data_sets_are_streamed(tmp_path: Path) -> None:
     assert texts(corpus) == [f"row {n}" for n in range(50)]
     assert [document.source for document in corpus.documents()][4] == "hf:json row 5"
     assert re.fullmatch("[0-9a-f]{16}", corpus.fingerprint())
+
+
+def test_the_content_of_local_files_is_in_the_fingerprint_of_a_data_set(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", '{"text": "old"}')
+    local = HuggingFaceCorpus(name="json", data_files=(path,))
+    folder = HuggingFaceCorpus(name=str(tmp_path))
+    hub = HuggingFaceCorpus(name="owner/name", data_files=("x.jsonl",))
+    before = [corpus.fingerprint() for corpus in (local, folder, hub)]
+    assert len(set(before)) == 3
+    write(tmp_path / "x.jsonl", '{"text": "new"}')
+    after = [corpus.fingerprint() for corpus in (local, folder, hub)]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True]
+
+
+def test_a_row_of_a_data_set_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        yield {"text": "two"}
+        raise RuntimeError("the connection broke")
+
+    monkeypatch.setattr(HuggingFaceCorpus, "_load", lambda self, place: rows())
+    found = HuggingFaceCorpus(name="owner/name").documents()
+    assert [next(found).text, next(found).text] == ["one", "two"]
+    with pytest.raises(DataError, match=r"hf:owner/name row 3[\s\S]*RuntimeError: the connection broke"):
+        next(found)
+
+
+@pytest.mark.slow
+def test_a_broken_line_in_a_data_set_is_an_error_of_the_data(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    path = write(tmp_path / "x.jsonl", '{"text": "a"}\n' * 3 + '{"text": broken\n')
+    with pytest.raises(DataError, match="hf:json"):
+        texts(HuggingFaceCorpus(name="json", data_files=(path,)))

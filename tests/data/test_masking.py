@@ -93,6 +93,15 @@ def test_whole_words_are_masked_whole(length: int, prob: float, seed: int) -> No
     assert chosen.sum() > target - longest
 
 
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_an_example_of_special_tokens_only_is_left_alone(unit: str) -> None:
+    nothing = Example(0, 0, np.array([2, 1, 2, 1]), np.array([0, 1, 1, 2]), 0, np.ones(4, bool))
+    batch = collator(unit=unit)([nothing, example(4, 1, 1, words=True)], 0)
+    assert batch["input_ids"][0].tolist() == [2, 1, 2, 1]
+    assert (batch["labels"][0] == IGNORE_INDEX).all()
+    assert batch["counts"]["mlm"].item() == 1
+
+
 def test_the_rate_follows_its_schedule_over_position() -> None:
     config = MaskingConfig(final_prob=0.1, final_at_examples=1000)
     assert [config.prob(0.3, n) for n in (0, 500, 1000, 5000)] == pytest.approx([0.3, 0.2, 0.1, 0.1])
@@ -104,6 +113,6 @@ def test_it_survives_pickling_and_refuses_impossible_settings() -> None:
     one = collator(0.2)
     assert pickle.loads(pickle.dumps(one)) == one
     assert dataclasses.replace(one, prob=0.3).prob == 0.3
-    for bad in ({"mask_share": 0.95}, {"final_prob": 0.1}, {"eval_prob": 0.0}):
+    for bad in ({"unit": "words"}, {"chinese": "jieba"}, {"mask_share": 0.95}, {"final_prob": 0.1}, {"eval_prob": 0.0}):
         with pytest.raises(ConfigError):
             MaskingConfig(**bad)  # type: ignore[arg-type]

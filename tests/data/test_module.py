@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,12 @@ def test_the_position_is_taken_up(corpus: Path, tok: Tokenizer) -> None:
     assert torch.equal(again["input_ids"], batches[4]["input_ids"]) and again["window"].seed == batches[4]["window"].seed
 
 
-@pytest.mark.parametrize("change", ["global_batch_size", "seed", "tokenizer", "text"])
+@pytest.mark.parametrize("change", ["global_batch_size", "seed", "length", "tokenizer", "text"])
 def test_what_decides_the_order_must_not_have_changed(corpus: Path, tok: Tokenizer, change: str) -> None:
     before = module(corpus, tok)
     before.setup("predict")
     state = before.state_dict()
-    given: dict[str, Any] = {"global_batch_size": {"global_batch_size": 4}, "seed": {"seed": 2}}.get(change, {})
+    given: dict[str, Any] = {"global_batch_size": {"global_batch_size": 4}, "seed": {"seed": 2}, "length": {"length": 24}}.get(change, {})
     if change == "tokenizer":
         tok = Tokenizer.train(PARAGRAPHS, TokenizerConfig(vocab_size=310, num_sentinels=8))
     if change == "text":
@@ -60,6 +61,40 @@ def test_what_decides_the_order_must_not_have_changed(corpus: Path, tok: Tokeniz
         after.load_state_dict(state)
     assert {"text": "data_fingerprint", "tokenizer": "tokenizer_fingerprint"}.get(change, change) in caught.value.what
     assert after.windows_done == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("view", "sentences"), ("lookahead", 0), ("prefix", (4,)), ("suffix", (2, 3)), ("word_starts", "pieces")]
+)
+def test_an_example_must_not_have_become_another_one(corpus: Path, tok: Tokenizer, field: str, value: object) -> None:
+    before, after = module(corpus, tok), module(corpus, tok)
+    before.windows_done = 3
+    assert before.feed is not None
+    after.feed = dataclasses.replace(before.feed, **({"lookahead": 0} if field == "view" else {}), **{field: value})  # type: ignore[arg-type]
+    if field == "word_starts":  # says no more than where words begin
+        after.load_state_dict(before.state_dict())
+        assert after.windows_done == 3
+        return
+    with pytest.raises(CheckpointError, match=rf"the checkpoint was made with {field} = [\s\S]*this run has"):
+        after.load_state_dict(before.state_dict())
+
+
+def test_names_are_known_before_the_set_up(corpus: Path, tok: Tokenizer) -> None:
+    early, late = module(corpus, tok), module(corpus, tok)
+    late.setup("predict")
+    assert early.fingerprints() == late.fingerprints()
+
+
+@pytest.mark.parametrize(("field", "value"), [("eval_examples", 0), ("eval_examples", -1), ("num_workers", -1)])
+def test_impossible_settings_name_themselves(corpus: Path, tok: Tokenizer, field: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"CorpusModule.{field} = {value}"):
+        module(corpus, tok, **{field: value})
+
+
+def test_a_feed_of_an_unknown_view_is_refused(tok: Tokenizer) -> None:
+    for wrong in ({"view": "lines"}, {"word_starts": "jieba"}):
+        with pytest.raises(ConfigError, match="is not a choice"):
+            dataclasses.replace(CLM(tok, length=16).feed(), **wrong)  # type: ignore[arg-type]
 
 
 def test_what_does_not_decide_the_order_may_change(corpus: Path, tok: Tokenizer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lmlab.data.batch import Example
 from lmlab.data.spans import SpanCollator, noise_mask, span_lengths
 from lmlab.errors import ConfigError
 
-EOS, PAD, FIRST_SENTINEL = 1, 0, 1000
+EOS, PAD, FIRST_SENTINEL = 1, 0, 1_000_000
 
 
 def collator(length: int, density: float = 0.15, mean: float = 3.0) -> SpanCollator:
@@ -37,7 +39,7 @@ def restore(inputs: list[int], targets: list[int]) -> list[int]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(length=st.integers(8, 300), density=st.floats(0.05, 0.6), mean=st.floats(1.0, 8.0), seed=st.integers(0, 2**40))
+@given(length=st.integers(3, 300), density=st.floats(0.02, 0.97), mean=st.floats(1.0, 40.0), seed=st.integers(0, 2**40))
 def test_putting_the_spans_back_gives_the_text(length: int, density: float, mean: float, seed: int) -> None:
     collate = collator(length, density, mean)
     one = example(collate.sizes.raw, position=seed % 1000)
@@ -45,7 +47,7 @@ def test_putting_the_spans_back_gives_the_text(length: int, density: float, mean
     inputs, targets = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
     assert restore(inputs, targets) == one.input_ids.tolist()
     assert inputs[-1] == targets[-1] == EOS
-    assert len(inputs) == collate.sizes.inputs <= length
+    assert len(inputs) == collate.sizes.inputs == length
     assert len(targets) == collate.sizes.targets
     sentinels = [t for t in inputs if t >= FIRST_SENTINEL]
     assert sentinels == [t for t in targets if t >= FIRST_SENTINEL] == list(range(FIRST_SENTINEL, FIRST_SENTINEL + collate.sizes.spans))
@@ -56,6 +58,21 @@ def test_putting_the_spans_back_gives_the_text(length: int, density: float, mean
 def test_t5s_own_sizes() -> None:
     sizes = span_lengths(512, 0.15, 3.0)
     assert (sizes.raw, sizes.inputs, sizes.targets) == (568, 512, 114)  # the lengths T5's published configs state
+
+
+@pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.05, 3.0), (0.5, 3.0), (0.5, 32.0), (0.6, 1.0), (0.9, 20.0), (0.95, 64.0)])
+def test_every_input_comes_out_full_with_the_share_and_the_spans_asked_for(density: float, mean: float) -> None:
+    for length in range(3, 400):
+        sizes = span_lengths(length, density, mean)
+        assert sizes.inputs == length == sizes.raw - sizes.noise + sizes.spans + 1
+        assert sizes.targets == sizes.noise + sizes.spans + 1
+        assert abs(sizes.noise - density * sizes.raw) <= max(0.5, 1 - density * sizes.raw) + 1e-9
+        wanted = min(max(1, round(sizes.noise / mean)), sizes.raw - sizes.noise)
+        assert wanted - 1 <= sizes.spans <= wanted
+        # brute force: among texts whose input comes out full without taking a span away, none is longer
+        if sizes.spans == wanted:
+            noise = min(max(round((sizes.raw + 1) * density), 1), sizes.raw)
+            assert sizes.raw + 1 - noise + min(max(round(noise / mean), 1), sizes.raw + 1 - noise) + 1 > length
 
 
 @settings(max_examples=50, deadline=None)
@@ -81,14 +98,39 @@ def test_documents_stay_apart_on_both_sides() -> None:
     batch = collate([one, one._replace(position=9)], 5)
     document = dict(zip(one.input_ids.tolist(), one.document_ids.tolist(), strict=True))
     for row in range(2):
-        for key, ids in (("document_ids", "input_ids"), ("decoder_document_ids", "labels")):
-            for token, owner in zip(batch[ids][row].tolist(), batch[key][row].tolist(), strict=True):
-                if token in document and token != EOS:
-                    assert owner == document[token]
+        for token, owner in zip(batch["input_ids"][row].tolist(), batch["document_ids"][row].tolist(), strict=True):
+            assert token not in document or owner == document[token]
         owners, previous = batch["decoder_document_ids"][row], batch["decoder_input_ids"][row]
         changes = torch.nonzero(owners.diff() != 0).squeeze(1) + 1
         assert len(changes) == len(owners.unique()) - 1 > 0
         assert (previous[changes] == PAD).all(), "the decoder starts anew with each document"
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.5, 4.0)])
+def test_nothing_is_asked_of_a_document_without_a_sentinel_that_the_encoder_sees(longest: int, density: float, mean: float) -> None:
+    collate = collator(64, density, mean)
+    generator = np.random.default_rng(longest)
+    examples = []
+    for n in range(50):
+        documents = np.repeat(np.arange(collate.sizes.raw), generator.integers(1, longest + 1, collate.sizes.raw))[: collate.sizes.raw]
+        examples.append(example(collate.sizes.raw, n)._replace(document_ids=documents))
+    batch = collate(examples, 0)
+    sources, targets = batch["document_ids"].tolist(), batch["decoder_document_ids"].tolist()
+    for row, one in enumerate(examples):
+        document = dict(zip(one.input_ids.tolist(), one.document_ids.tolist(), strict=True))
+        inputs, labels = batch["input_ids"][row].tolist(), batch["labels"][row].tolist()
+        sentinels = {token: owner for token, owner in zip(inputs, sources[row], strict=True) if token >= FIRST_SENTINEL}
+        current = -1
+        for token, owner in zip(labels, targets[row], strict=True):
+            current = token if token >= FIRST_SENTINEL else current
+            assert owner == sentinels[current], "a token belongs to the document of its sentinel, and the encoder sees that one there"
+        for token, following in itertools.pairwise(labels):
+            if token >= FIRST_SENTINEL:  # which is the document that the span begins in
+                assert sentinels[token] == document[following]
+        assert sources[row] == sorted(sources[row]) and targets[row] == sorted(targets[row])
+        starts = [i for i in range(len(labels)) if i == 0 or targets[row][i] != targets[row][i - 1]]
+        assert all(batch["decoder_input_ids"][row, i] == PAD and labels[i] >= FIRST_SENTINEL for i in starts)
 
 
 def test_the_same_in_any_company_and_new_in_each_epoch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,9 @@ def test_the_result_does_not_depend_on_processes_or_shards(corpus: Corpus, bpe_t
 def test_duplicates_are_dropped_and_never_in_two_splits(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
     texts = [f"text {n % 50}" for n in range(300)] + ["text  0"]
     stores = build_store(corpus_of(tmp_path, texts), byte_tokenizer, SMALL)
-    assert sum(store.num_documents for store in stores.values()) == 51
+    assert sum(store.num_documents for store in stores.values()) == 50
     counts = stores["val"].header.counts
-    assert (counts.num_read, counts.num_kept, counts.num_duplicates) == (301, 51, 250)
+    assert (counts.num_read, counts.num_kept, counts.num_duplicates) == (301, 50, 251)
     kept = build_store(corpus_of(tmp_path, texts), byte_tokenizer, SMALL, CleaningConfig(duplicates="keep"))
     assert sum(store.num_documents for store in kept.values()) == 301
     seen = [{tuple(store.document(index)) for index in range(store.num_documents)} for store in kept.values()]
@@ -204,16 +205,101 @@ def test_damage_is_seen_at_opening(corpus: Corpus, bpe_tokenizer: Tokenizer, dam
 def test_a_flipped_bit_is_seen_by_a_full_check(corpus: Corpus, bpe_tokenizer: Tokenizer) -> None:
     path = build_store(corpus, bpe_tokenizer, SMALL)["train"].path
     data = bytearray((path / "tokens.npy").read_bytes())
-    data[-1] ^= 1
+    data[-2] ^= 1  # the lower byte: another token of the vocabulary
     (path / "tokens.npy").write_bytes(data)
     TokenStore.open(path)
     with pytest.raises(DataError, match=r"tokens.npy has changed[\s\S]*sha256"):
         TokenStore.open(path, verify="full")
 
 
+def test_a_token_outside_the_vocabulary_is_seen_at_opening(corpus: Corpus, bpe_tokenizer: Tokenizer) -> None:
+    path = build_store(corpus, bpe_tokenizer, SMALL)["train"].path
+    data = bytearray((path / "tokens.npy").read_bytes())
+    data[-200:-198] = b"\xff\xff"
+    (path / "tokens.npy").write_bytes(data)
+    with pytest.raises(DataError, match=r"tokens.npy has changed[\s\S]*65535"):
+        build_store(corpus, bpe_tokenizer, SMALL)
+
+
+def test_splits_do_not_share_documents_that_differ_in_white_space(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    spaces = ["{}", "{} ", "\n {}", "{}\u3000\n"]
+    texts = [space.format(f"Document{gap}{n}{gap}says hi.") for n in range(40) for gap in (" ", "  ", "\n") for space in spaces]
+    config = StoreConfig(num_processes=1, val_share=0.3, test_share=0.2)
+    for duplicates, expected in (("keep", len(texts)), ("drop", 40)):
+        stores = build_store(corpus_of(tmp_path, texts), byte_tokenizer, config, CleaningConfig(duplicates=duplicates))  # type: ignore[arg-type]
+        found = {
+            name: [" ".join(byte_tokenizer.decode(store.document(index)).split()) for index in range(store.num_documents)]
+            for name, store in stores.items()
+        }
+        assert sum(map(len, found.values())) == expected
+        assert sum(len(set(split)) for split in found.values()) == 40
+
+
+def test_a_file_that_changes_while_it_is_tokenised_is_refused(
+    tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = corpus_of(tmp_path, [f"old text number {n}" for n in range(20)])
+    plain = building_module.cut_shards
+
+    def slow(*given: Any) -> Any:
+        corpus_of(tmp_path, [f"new text number {n}" for n in range(20)])
+        return plain(*given)
+
+    monkeypatch.setattr(building_module, "cut_shards", slow)
+    with pytest.raises(DataError, match=r"has changed while[\s\S]*corpus.jsonl"):
+        build_store(corpus, byte_tokenizer, SMALL, cache_dir=tmp_path / "here")
+    assert [file.suffix for file in (tmp_path / "here" / "stores").iterdir()] == [".lock"]
+    monkeypatch.setattr(building_module, "cut_shards", plain)
+    store = build_store(corpus, byte_tokenizer, SMALL, cache_dir=tmp_path / "here")["train"]
+    assert byte_tokenizer.decode(store.document(0)).startswith("new")
+
+
+def test_a_file_whose_name_is_not_utf8(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/n\xff.txt")
+    Path(path).write_bytes(b"hello one\n\nhello \xff two")
+    store = build_store(TextCorpus(paths=(path,)), byte_tokenizer, SMALL)["train"]
+    assert store.header.corpus["paths"] == [path]
+    assert store.header.counts.examples == (f"{path}:3, character 7",)
+    assert json.loads((store.path / "header.json").read_bytes())["corpus"]["paths"] == [path]
+
+
+@pytest.mark.parametrize("shard_characters", [1024, 2**23])
+def test_invalid_characters_are_judged_over_the_whole_corpus(tmp_path: Path, byte_tokenizer: Tokenizer, shard_characters: int) -> None:
+    path = tmp_path / "x.txt"
+    for num_good, is_fine in ((40, True), (2, False)):
+        path.write_bytes(b"\xff" * 30 + b" hello.\n\n" + b"".join(b"%d: %s\n\n" % (n, b"good text here. " * 60) for n in range(num_good)))
+        config = StoreConfig(num_processes=1, shard_characters=shard_characters)
+        if is_fine:  # 30 of 38,000
+            assert build_store(TextCorpus(paths=(str(path),)), byte_tokenizer, config)["train"].header.counts.num_invalid == 30
+        else:
+            with pytest.raises(DataError, match=r"not valid UTF-8[\s\S]*x.txt:1"):
+                build_store(TextCorpus(paths=(str(path),)), byte_tokenizer, config)
+
+
+def test_a_wrong_encoding_is_seen_early(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes("".join(f"第{n}回。玄德曰：吾弟何在？\n\n" for n in range(2000)).encode("gb18030"))
+    made: list[int] = []
+    plain = building_module.ShardWriter.write
+    monkeypatch.setattr(
+        building_module.ShardWriter, "write", lambda self, raw, encoder: made.append(raw.number) or plain(self, raw, encoder)
+    )
+    with pytest.raises(DataError, match="not valid UTF-8"):
+        build_store(TextCorpus(paths=(str(path),)), byte_tokenizer, SMALL)
+    assert 1 <= len(made) < 5
+
+
+def test_an_added_word_with_spaces_is_one_token_in_the_store(tmp_path: Path, wordpiece_tokenizer: Tokenizer) -> None:
+    tokenizer = wordpiece_tokenizer.extend(["Yahoo! Inc", "”then"])
+    texts = [f"Chapter {n} was at Yahoo! Inc yesterday. He said 。”then Nobody spoke." for n in range(9)]
+    store = build_store(corpus_of(tmp_path, texts), tokenizer, StoreConfig(num_processes=1, val_share=0, test_share=0))["train"]
+    assert [store.document(n).tolist() for n in range(9)] == [tokenizer.encode(text) for text in texts]
+    assert set(store.tokens[-20:]) >= {tokenizer.id("Yahoo! Inc"), tokenizer.id("”then")}
+
+
 @pytest.mark.parametrize("texts", [[], ["", "  "]])
 def test_nothing_to_tokenise(tmp_path: Path, byte_tokenizer: Tokenizer, texts: list[str]) -> None:
-    with pytest.raises(DataError, match="nothing to tokenise"):
+    with pytest.raises(DataError, match=rf"nothing to tokenise\n +where: {tmp_path}/corpus.jsonl\n"):
         build_store(corpus_of(tmp_path, texts), byte_tokenizer, SMALL, cache_dir=tmp_path / "here")
     assert [file.suffix for file in (tmp_path / "here" / "stores").iterdir()] == [".lock"]
 
@@ -257,6 +343,7 @@ def test_settings_that_cannot_be() -> None:
         {"val_share": 0.5, "test_share": 0.5},
         {"num_processes": 0},
         {"shard_characters": 1},
+        {"verify": "half"},
     ):
-        with pytest.raises(ConfigError, match="is not possible"):
+        with pytest.raises(ConfigError, match=r"is not (possible|a choice)"):
             StoreConfig(**setting)  # type: ignore[arg-type]

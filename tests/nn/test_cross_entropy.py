@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lmlab.data.batch import IGNORE_INDEX
+from lmlab.errors import DataError
 from lmlab.nn import cross_entropy
 from lmlab.nn.cross_entropy import linear_cross_entropy
 
@@ -66,3 +67,52 @@ def test_autocast() -> None:
     for mine, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
         assert mine.dtype == torch.float32
         assert (mine - theirs).norm() < 2 * HALF_ERROR * theirs.norm()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.usefixtures("chunked")
+def test_no_gradient_is_made_that_nobody_will_ask_for(mode, monkeypatch) -> None:
+    """Validation: the same loss, and no product but that of the scores."""
+    inputs, labels = _inputs(True, torch.float32), _labels()
+    expected = F.cross_entropy(F.linear(*inputs), labels, reduction="sum")
+    made = []
+    monkeypatch.setattr(cross_entropy._Gradients, "add", lambda *_: made.append(1))
+    with mode():
+        torch.testing.assert_close(linear_cross_entropy(*inputs, labels), expected.detach())
+    assert not made
+    linear_cross_entropy(*inputs, labels)
+    assert made
+
+
+@pytest.mark.usefixtures("chunked")
+def test_double_precision_is_kept() -> None:
+    """Value and gradients as exact as torch's, which float32 anywhere on the way would not be."""
+    inputs, labels = _inputs(True), _labels()
+    loss = linear_cross_entropy(*inputs, labels)
+    expected = F.cross_entropy(F.linear(*inputs), labels, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("label", [-5, -1, V, V + 3])
+def test_a_label_outside_the_vocabulary_is_refused(label) -> None:
+    """As by torch; only the ignored label may be negative."""
+    inputs, labels = _inputs(False, torch.float32), _labels()
+    labels[3] = label
+    with pytest.raises((IndexError, RuntimeError)):
+        F.cross_entropy(F.linear(*inputs), labels, reduction="sum")
+    with pytest.raises(DataError, match=f"label {label} is not in the vocabulary"):
+        linear_cross_entropy(*inputs, None, labels)
+
+
+@pytest.mark.usefixtures("chunked")
+def test_a_row_without_a_label_may_hold_anything() -> None:
+    """What padding computes must not reach the loss, as with torch."""
+    inputs, labels = _inputs(False, torch.float32), _labels()
+    expected = F.cross_entropy(F.linear(*inputs), labels, reduction="sum")
+    vectors = inputs[0].detach().clone()
+    vectors[labels == IGNORE_INDEX] = torch.nan
+    vectors.requires_grad_()
+    loss = linear_cross_entropy(vectors, inputs[1].detach(), None, labels)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, vectors)[0], torch.autograd.grad(expected, inputs[0])[0])

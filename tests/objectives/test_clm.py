@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
 
+from lmlab.backbones import BackboneConfig, Decoder, Encoder, EncoderDecoder
 from lmlab.data.batch import Example
 from lmlab.decoding import DecodingConfig
 from lmlab.errors import ConfigError
-from lmlab.objectives.clm import CLM, CLMCollator
-from lmlab.tokenizer import Tokenizer
+from lmlab.objectives.clm import CLM, CLMCollator, tells_bytes
+from lmlab.tokenizer import Tokenizer, TokenizerConfig
 from tests.objectives.toy import LENGTH, TEXT, batches, objective, tokenizer
 
 
@@ -32,8 +37,6 @@ def model(tok: Tokenizer) -> CLM:
 
 
 def test_labels_are_the_next_tokens() -> None:
-    import numpy as np
-
     example = Example(0, 0, np.arange(10, 19), np.array([0, 0, 0, 1, 1, 1, 2, 2, 2]), 7)
     batch = CLMCollator()([example], 0)
     assert batch["input_ids"].tolist() == [list(range(10, 18))]
@@ -50,14 +53,51 @@ def test_the_loss_is_the_negative_log_likelihood_token_by_token(model: CLM, tok:
     size, length = batch["labels"].shape
     nats = -sum(math.log(probs[b, t, batch["labels"][b, t]].item()) for b in range(size) for t in range(length))
     assert losses.parts["clm"].sum.item() == pytest.approx(nats, rel=1e-5)
-    num_bytes = sum(
-        len(tok.decode([i]).encode())
-        for i in batch["labels"].flatten().tolist()
-        if tok.token_bytes()[i] and "\ufffd" not in tok.decode([i])
-    )
-    monitor = losses.monitors["bits_per_byte"]
-    assert monitor.sum.item() == pytest.approx(nats / math.log(2), rel=1e-5)
-    assert monitor.count.item() >= num_bytes
+    assert losses.monitors["bits_per_byte"].sum.item() == pytest.approx(nats / math.log(2), rel=1e-5)
+
+
+def test_bits_per_byte_divide_by_the_bytes_of_the_text(model: CLM, tok: Tokenizer) -> None:
+    """Those of the text itself, whose tokens the labels are; the special token after it stands for none."""
+    for text in (TEXT, "Ein Fuchs läßt 狐狸 laufen 🦊"):
+        ids = [tok.bos_id, *tok.encode(text), tok.bos_id]
+        batch = {"input_ids": torch.tensor([ids[:-1]]), "labels": torch.tensor([ids[1:]]), "counts": {"clm": torch.tensor([len(ids) - 1])}}
+        assert model(batch).monitors["bits_per_byte"].count.item() == len(text.encode("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("config", "tells"),
+    [
+        ({}, True),
+        ({"kind": "bytes"}, True),
+        ({"kind": "characters"}, True),
+        ({"kind": "unigram"}, True),
+        ({"normalization": "none"}, True),
+        ({"kind": "wordpiece"}, False),
+        ({"case": "lower"}, False),
+        ({"normalization": "nfkc"}, False),
+        ({"kind": "unigram", "normalization": "nfkc", "case": "lower"}, False),
+    ],
+)
+def test_no_bits_per_byte_where_a_tokenizer_forgets_bytes(config: dict[str, Any], tells: bool) -> None:
+    """A number that is not bits per byte must not be called so."""
+    made = Tokenizer.train([TEXT] * 3, TokenizerConfig(**{"vocab_size": 500, "num_sentinels": 0} | config))
+    texts = ["Two  spaces, Upper case", "ﬁne ① print", "狐狸", "a\tb\nc", "Ünïcode"]
+    restored = [made.decode(made.encode(text)) for text in texts]
+    counted = [int(made.token_bytes()[made.encode(text)].sum()) for text in texts]
+    assert (restored == texts and counted == [len(text.encode()) for text in texts]) is tells
+    assert tells_bytes(made) is tells
+    built = objective("clm", made)
+    built.configure_model()
+    assert set(built.eval()(batches("clm", made)[0]).monitors) == ({"bits_per_byte"} if tells else set())
+
+
+def test_a_space_put_before_each_text_is_not_a_byte_of_it(tok: Tokenizer) -> None:
+    """As some loaded tokenizers do."""
+    content = json.loads(tok.json)
+    assert '"add_prefix_space":false' in tok.json.replace(" ", "")
+    prefixed = Tokenizer(tok.json.replace('"add_prefix_space":false', '"add_prefix_space":true'), tok.specials)
+    assert json.loads(prefixed.json) != content
+    assert tells_bytes(tok) and not tells_bytes(prefixed)
 
 
 def test_no_token_sees_what_comes_after_it_or_another_document(model: CLM, tok: Tokenizer) -> None:
@@ -91,11 +131,63 @@ def test_a_seed_decides_the_text_and_the_text_does_not_depend_on_its_company(mod
     assert model.generate(["The fox"], config) != model.generate(["The fox"], DecodingConfig(max_new_tokens=6, temperature=1.0, seed=5))
     greedy = DecodingConfig(max_new_tokens=6, temperature=0)
     assert model.generate(["The fox", "The quick brown fox jumps over"], greedy)[0] == model.generate(["The fox"], greedy)[0]
+    rows = [[model.tokenizer.bos_id, *model.tokenizer.encode(text)] for text in ("The", "dog", "The quick brown fox")]
+    for seed in range(5):
+        config = DecodingConfig(max_new_tokens=20, temperature=1.0, seed=seed)
+        alone = [model.continue_ids([row], config)[0] for row in rows]
+        assert model.continue_ids(rows, config) == alone and model.continue_ids(rows[::-1], config) == alone[::-1]
+
+
+def test_in_the_middle_of_training_it_writes_without_dropout_and_goes_on_training(tok: Tokenizer) -> None:
+    made = objective("clm", tok, dropout=0.5)
+    made.configure_model()
+    assert isinstance(made, CLM)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.3)
+    config = DecodingConfig(max_new_tokens=12, seed=1)
+    examples = [Example(i, i, np.arange(20, 20 + LENGTH + 1), np.zeros(LENGTH + 1, np.int64), LENGTH) for i in range(2)]
+    at_rest = made.eval().generate(["The"], config), made.samples(examples, 3)
+    made.train()
+    made.backbone.blocks[0].eval()
+    before = [part.training for part in made.modules()]
+    assert (made.generate(["The"], config), made.samples(examples, 3)) == at_rest
+    assert [part.training for part in made.modules()] == before
+
+
+def test_short_blocks_have_samples_and_blocks_of_one_token_are_refused(tok: Tokenizer) -> None:
+    config = BackboneConfig(hidden_size=24, num_layers=1, num_heads=2, position="learned", max_length=2)
+    made = CLM(tok, config, length=2)
+    made.configure_model()
+    (sample,) = made.eval().samples([Example(0, 0, np.array([20, 21, 22]), np.zeros(3, np.int64), 2)], 0)
+    assert sample.pieces[0].text == tok.decode([20])
+    with pytest.raises(ConfigError, match=r"CLM.length = 1"):
+        CLM(tok, length=1)
+
+
+def test_a_table_of_positions_too_short_for_the_blocks_is_refused_before_anything_is_read(tok: Tokenizer) -> None:
+    """The shortest table that is accepted is the shortest that a batch fits."""
+    short = BackboneConfig(hidden_size=24, num_layers=1, num_heads=2, position="learned", max_length=LENGTH - 1)
+    with pytest.raises(ConfigError, match=f"{LENGTH} tokens do not fit into {LENGTH - 1}") as caught:
+        CLM(tok, short, length=LENGTH)
+    assert "backbone.max_length" in caught.value.where and "length" in caught.value.remedy
+    made = CLM(tok, dataclasses.replace(short, max_length=LENGTH), length=LENGTH)
+    made.configure_model()
+    made(batches("clm", tok)[0])
+
+
+def test_only_a_decoder_may_be_shared(tok: Tokenizer) -> None:
+    """On an encoder each token would see the one it is to predict."""
+    made = objective("clm", tok)
+    for kind in (Encoder, EncoderDecoder):
+        with pytest.raises(ConfigError, match=kind.__name__):
+            made.build(kind(made.backbone_config, tok.vocab_size, tok.pad_id))
+    shared = Decoder(made.backbone_config, tok.vocab_size, tok.pad_id)
+    made.build(shared)
+    assert made.backbone is shared
 
 
 def test_learned_positions_refuse_to_run_out(tok: Tokenizer) -> None:
-    import dataclasses
-
     made = objective("clm", tok)
     made.backbone_config = dataclasses.replace(made.backbone_config, position="learned", max_length=16)
     made.configure_model()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import seed_everything
 
+from lmlab.backbones import BackboneConfig, Decoder, Encoder, EncoderDecoder
 from lmlab.data.batch import Example
 from lmlab.data.masking import MaskingConfig
 from lmlab.errors import ConfigError, DataError
@@ -46,6 +49,50 @@ def test_a_head_on_masked_rows_gives_the_loss_of_a_head_on_all_rows(model: MLM, 
         loss.backward(retain_graph=True)
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.allclose(*grads, rtol=1e-4, atol=1e-5)
+
+
+def test_accuracy_counts_the_right_ones(model: MLM, tok: Tokenizer) -> None:
+    """Labels that agree with the model at every third masked place, and nowhere else."""
+    batch = batches("mlm", tok)[0]
+    masked = (batch["labels"] != -100).nonzero()
+    said = model.head(model.states(batch)).argmax(-1)
+    for number, (row, place) in enumerate(masked.tolist()):
+        batch["labels"][row, place] = said[row, place] if number % 3 == 0 else (said[row, place] + 1) % tok.vocab_size
+    accuracy = model(batch).monitors["accuracy"]
+    assert accuracy.sum.item() == len(range(0, len(masked), 3)) > 0
+    assert accuracy.count.item() == len(masked)
+
+
+def test_in_the_middle_of_training_it_fills_without_dropout_and_goes_on_training(tok: Tokenizer) -> None:
+    made = objective("mlm", tok, dropout=0.5)
+    made.configure_model()
+    assert isinstance(made, MLM)
+    text = f"The {tok.token(tok.mask_id)} fox"
+    examples = [Blocks(made.feed(), tok)[i]._replace(position=i) for i in range(3)]
+    at_rest = made.eval().fill(text), made.samples(examples, 3)
+    made.train()
+    assert (made.fill(text), made.samples(examples, 3)) == at_rest
+    assert all(part.training for part in made.modules())
+
+
+def test_a_table_of_positions_too_short_for_the_blocks_is_refused_before_anything_is_read(tok: Tokenizer) -> None:
+    short = BackboneConfig(hidden_size=24, num_layers=1, num_heads=2, position="learned", max_length=LENGTH - 1)
+    with pytest.raises(ConfigError, match=f"{LENGTH} tokens do not fit into {LENGTH - 1}") as caught:
+        MLM(tok, short, length=LENGTH)
+    assert "backbone.max_length" in caught.value.where
+    made = MLM(tok, dataclasses.replace(short, max_length=LENGTH), length=LENGTH)
+    made.configure_model()
+    made(batches("mlm", tok)[0])
+
+
+def test_only_an_encoder_may_be_shared(tok: Tokenizer) -> None:
+    made = objective("mlm", tok)
+    for kind in (Decoder, EncoderDecoder):
+        with pytest.raises(ConfigError, match=kind.__name__):
+            made.build(kind(made.backbone_config, tok.vocab_size, tok.pad_id))
+    shared = Encoder(made.backbone_config, tok.vocab_size, tok.pad_id)
+    made.build(shared)
+    assert made.backbone is shared
 
 
 def test_evaluation_masks_are_frozen_and_independent_of_the_training_rate(tok: Tokenizer) -> None:

@@ -61,7 +61,10 @@ def test_kind_is_read_from_the_name(prefix, name, kind):
 @pytest.mark.parametrize("position", ["rope", "learned", "t5", "alibi"])
 @pytest.mark.parametrize("backbone", [Encoder, Decoder, EncoderDecoder])
 def test_names_of_the_backbones_agree_with_shapes_and_module_types(backbone, position):
-    config = BackboneConfig(position=position, num_segments=2, hidden_size=16, num_layers=1, num_heads=2, embedding_size=8, max_length=8)
+    segments = 0 if backbone is EncoderDecoder else 2
+    config = BackboneConfig(
+        position=position, num_segments=segments, hidden_size=16, num_layers=1, num_heads=2, embedding_size=8, max_length=8
+    )
     module = backbone(config, vocab_size=11, pad_id=0)
     tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in module.named_parameters():

@@ -199,6 +199,8 @@ def test_a_wrong_name_is_answered_with_the_right_one(wrong, right):
         {"betas": (0.9, 1.0)},
         {"eps": 0.0},
         {"momentum": 0.9},
+        {"momentum": 0.0},
+        {"name": "sgd", "betas": (0.0, 0.0)},
         {"adamw_lr": 0.1},
         {"name": "sgd", "betas": (0.9, 0.99)},
         {"name": "sgd", "momentum": 1.0},

@@ -32,7 +32,7 @@ LINEAR_WSD = {"num_decay_steps": 40, "decay_type": "linear", "min_lr_ratio": 0.1
     ],
 )
 def test_closed_forms(kind, values):
-    schedule = ScheduleConfig(kind=kind, warmup=0.2, min_ratio=0.1, decay=0.4)
+    schedule = ScheduleConfig(kind=kind, warmup=0.2, min_ratio=0.1, **({"decay": 0.4} if kind == "wsd" else {}))
     assert [schedule.factor(p) for p in (0.1, 0.2, 0.6, 0.8, 1)] == pytest.approx(values, abs=1e-12)
     assert schedule.factor(0) == 0
 
@@ -85,7 +85,9 @@ def test_equals_transformers(config, reference, keywords):
     two=st.floats(0, 1),
 )
 def test_rises_to_one_and_falls_to_the_floor(kind, warmup, min_ratio, decay, shape, one, two):
-    schedule = ScheduleConfig(kind=kind, warmup=warmup, min_ratio=min_ratio, decay=decay, decay_shape=shape)
+    effective = {"wsd": {"decay": decay, "decay_shape": shape}, "constant": {"min_ratio": 0.1}}.get(kind, {})
+    schedule = ScheduleConfig(**{"kind": kind, "warmup": warmup, "min_ratio": min_ratio} | effective)
+    min_ratio = schedule.min_ratio
     early, late = sorted((one, two))
     if late <= warmup:
         assert schedule.factor(early) <= schedule.factor(late) <= 1
@@ -106,19 +108,41 @@ def test_no_warmup_starts_at_the_full_rate(kind):
         {"warmup": 1.0},
         {"warmup": -0.1},
         {"min_ratio": 1.5},
-        {"decay": 0},
+        {"kind": "wsd", "decay": 0},
         {"kind": "inverse_sqrt", "warmup": 0},
         {"kind": "wsd", "warmup": 0.5, "decay": 0.6},
-        {"decay_shape": "cosine"},
-        {"plateau_factor": 1.0},
-        {"patience": -1},
-        {"threshold": 1.0},
+        {"kind": "wsd", "decay_shape": "cosine"},
+        {"kind": "plateau", "plateau_factor": 1.0},
+        {"kind": "plateau", "patience": -1},
+        {"kind": "plateau", "threshold": 1.0},
     ],
 )
 def test_impossible_schedules_are_refused(setting):
     with pytest.raises(ConfigError) as caught:
         ScheduleConfig(**setting)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("cosine", {"decay": 0.5}),
+        ("cosine", {"decay_shape": "linear"}),
+        ("constant", {"min_ratio": 0.5}),
+        ("linear", {"patience": 9}),
+        ("linear", {"plateau_factor": 0.9}),
+        ("inverse_sqrt", {"threshold": 0.1}),
+        ("plateau", {"decay": 0.9}),
+        ("wsd", {"patience": 9}),
+    ],
+)
+def test_settings_without_effect_are_refused(kind, setting):
+    """With the setting or without, the rate would be the same all the way; at its default a setting is no wish."""
+    (name,) = setting
+    with pytest.raises(ConfigError) as caught:
+        ScheduleConfig(kind=kind, **setting)
+    assert caught.value.where == f"ScheduleConfig.{name}" and f"kind {kind} " in caught.value.why
+    assert ScheduleConfig(kind=kind, **{name: getattr(ScheduleConfig(), name)}) == ScheduleConfig(kind=kind)
 
 
 def test_config_is_a_value():
@@ -164,8 +188,8 @@ def test_plateau_equals_torchs(losses, patience, threshold):
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "plateau"])
 def test_other_kinds_ignore_the_validation_loss(kind):
-    state = dataclasses.replace(ScheduleConfig(), kind=kind, patience=0).plateau_state()
-    for loss in (1.0, 2.0, 3.0):
+    state = dataclasses.replace(ScheduleConfig(), kind=kind).plateau_state()
+    for loss in (1.0, 2.0, 3.0, 4.0, 5.0):
         state.step(loss)
     assert state.factor == 1
 

@@ -153,6 +153,20 @@ def test_names_in_the_files_win(tmp_path: Path) -> None:
     assert tokenizer.pad_id == 4, "padding that equals the end of text gets a token of its own"
 
 
+def test_dropout_of_a_saved_tokenizer_is_switched_off(
+    tmp_path: Path, trained: Callable[[str], Tokenizer], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads(trained("bpe").json)
+    content["model"]["dropout"] = 0.5
+    write(tmp_path, {"tokenizer.json": json.dumps(content)})
+    with caplog.at_level(logging.WARNING, "lmlab"):
+        tokenizer = Tokenizer.load(tmp_path)
+    assert "dropout of 0.5 is switched off" in caplog.text
+    assert tokenizer == trained("bpe")
+    text = "She had not expected it of him. " * 10
+    assert {tuple(tokenizer.encode(text)) for _ in range(10)} == {tuple(trained("bpe").encode(text))}
+
+
 def test_appended_tokens_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizers.Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     with caplog.at_level(logging.INFO, "lmlab"):

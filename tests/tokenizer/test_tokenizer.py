@@ -10,6 +10,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,12 @@ from hypothesis import strategies as st
 from lmlab.config import restore, to_plain
 from lmlab.errors import ConfigError, DataError
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
-from lmlab.tokenizer.cutting import cut
+from lmlab.tokenizer.cutting import cut, parts_lines
 
 from .conftest import KINDS
 
 LOSSLESS = ("bpe", "bytes", "characters", "unigram")
-SPECIAL_WORDS = ("[MASK]", "[PAD]", "[UNK]", "<extra_id_3>", "<0x41>", "Ġ", "##ing", "\0", "</s>")
+SPECIAL_WORDS = ("[MASK]", "[PAD]", "[UNK]", "<extra_id_3>", "<0x41>", "Ġ", "a▁b", "▁", "##ing", "\0", "</s>")
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 lively_text = st.lists(st.one_of(any_text, st.sampled_from([*SPECIAL_WORDS, "刘备曰：", " the ", "\n\n", "  ", "don't"])), max_size=8).map(
@@ -39,10 +40,10 @@ lively_text = st.lists(st.one_of(any_text, st.sampled_from([*SPECIAL_WORDS, "刘
 @settings(max_examples=60, deadline=None)
 def test_any_text_comes_back(kind: str, text: str, trained: Callable[[str], Tokenizer]) -> None:
     tokenizer = trained(kind)
-    if kind == "unigram":
-        text = text.replace("▁", "")  # SentencePiece writes spaces with this sign
     ids = tokenizer.encode(text)
     normal = unicodedata.normalize("NFC", text)
+    if kind == "unigram":
+        normal = normal.replace("▁", " ")  # SentencePiece writes spaces with this sign, and cannot tell the two apart
     assert tokenizer.normalize(text) == normal
     assert tokenizer.decode(ids, skip_special=False) == tokenizer.decode(ids) == normal
     assert not tokenizer.special_ids & set(ids)
@@ -113,6 +114,36 @@ def test_cuts_do_not_change_tokens(parts: list[str], limit: int, trained: Callab
     for kind in KINDS:
         tokenizer = trained(kind)
         assert [i for piece in pieces for i in tokenizer.encode(piece)] == tokenizer.encode(text), kind
+
+
+LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""The pattern of Llama 3's published tokenizer.json; that of GPT-4 treats line ends alike."""
+
+
+def llama_3(texts: list[str]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(LLAMA_3), "isolated")
+    as_bytes = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, as_bytes])  # type: ignore[arg-type]
+    backend.decoder = tokenizers.decoders.ByteLevel()  # type: ignore[assignment]
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False))
+    return backend
+
+
+@pytest.mark.parametrize("line", ["天下大势，分久必合，合久必分。\n", "“Well!”\n\nIt was 1813.\r\n\tYes\n"])
+def test_line_ends_are_not_torn_from_punctuation_that_they_belong_to(line: str, tmp_path: Path) -> None:
+    backend = llama_3([line * 50])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    text = line * (600_000 // len(line))  # more than two pieces
+    assert tokenizer.encode(text) == backend.encode(text, add_special_tokens=False).ids
+    assert any("\n" in tokenizer.decode([index]) and len(tokenizer.decode([index])) > 1 for index in set(tokenizer.encode(line)))
+
+
+def test_which_tokenizers_part_lines(trained: Callable[[str], Tokenizer]) -> None:
+    known = {kind: parts_lines(json.loads(trained(kind).json)) for kind in KINDS}
+    assert known == {"bpe": True, "wordpiece": True, "unigram": True, "characters": False, "bytes": True}
 
 
 def test_long_texts_are_cut_without_a_trace(texts: list[str], trained: Callable[[str], Tokenizer]) -> None:

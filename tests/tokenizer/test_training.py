@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 
 from lmlab.errors import ConfigError, DataError
@@ -92,6 +93,27 @@ def test_a_stream_is_read_lazily_and_only_as_far_as_allowed(texts: list[str]) ->
         read.clear()
         Tokenizer.train(endless(), TokenizerConfig(kind=kind, vocab_size=600, train_characters=20_000))  # type: ignore[arg-type]
         assert len(read) == -(-20_000 // len(texts[0])), kind
+
+
+@pytest.mark.parametrize("vocab_size", [300, 431, 800, 1500])
+def test_wordpiece_fills_its_vocabulary_with_chinese_characters(vocab_size: int) -> None:
+    text = "。".join(chr(0x4E00 + i) * (4000 // (i + 1)) for i in range(2000))
+    tokenizer = Tokenizer.train([text], TokenizerConfig(kind="wordpiece", vocab_size=vocab_size, num_sentinels=0))
+    assert tokenizer.vocab_size == vocab_size
+    counts = Counter(text)
+    best = sorted(counts, key=lambda c: (-counts[c], c))[: vocab_size - 7]
+    assert {tokenizer.token(i) for i in range(7, vocab_size)} == set(best)
+    assert np.mean(np.array(tokenizer.encode(text)) == tokenizer.unk_id) == pytest.approx(1 - sum(counts[c] for c in best) / len(text))
+
+
+def test_wordpiece_takes_rarer_letters_with_their_place_inside_a_word() -> None:
+    letters = [chr(0x0561 + i) for i in range(38)] + [chr(0x10D0 + i) for i in range(33)]  # Armenian and Georgian
+    text = " ".join("".join(letters[:20]) for _ in range(3)) + " " + " ".join(letters[20:])
+    tokenizer = Tokenizer.train([text], TokenizerConfig(kind="wordpiece", vocab_size=135, num_sentinels=0, min_frequency=9))
+    spellings = {tokenizer.token(i) for i in range(7, tokenizer.vocab_size)}
+    assert tokenizer.vocab_size == 135
+    assert sum(f"##{letter}" in spellings for letter in letters) >= 60
+    assert all(piece.removeprefix("##") in spellings for piece in spellings)
 
 
 def test_characters_that_do_not_fit_are_left_out() -> None:

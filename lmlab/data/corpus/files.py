@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import time
 import zlib
@@ -91,6 +92,15 @@ def open_text(path: Path) -> Iterator[TextIO]:
         yield text
 
 
+def most_characters(files: Sequence[Path]) -> float:
+    """A number of characters that the text in files cannot exceed: a character has at least one byte. Infinity if one is packed.
+
+    Args:
+        files: Existing files of text, not of Parquet.
+    """
+    return math.inf if any(path.suffix == ".gz" for path in files) else sum(path.stat().st_size for path in files)
+
+
 def files_fingerprint(files: Sequence[Path]) -> str:
     """A hash of the content of files, in their order.
 
@@ -100,8 +110,18 @@ def files_fingerprint(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         stat = path.stat()
-        digest.update(bytes.fromhex(_file_digest(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)))
+        hash_of = _file_digest if _is_settled(stat.st_mtime_ns) else _file_digest.__wrapped__
+        digest.update(bytes.fromhex(hash_of(os.path.realpath(path), stat.st_size, stat.st_mtime_ns)))
     return digest.hexdigest()[:16]
+
+
+def forget_file_hashes() -> None:
+    """Makes this process hash files again that it has hashed before, to see whether they have changed."""
+    _file_digest.cache_clear()
+
+
+def _is_settled(changed_ns: int) -> bool:
+    return time.time() - changed_ns / 1e9 > _SETTLED_SECONDS
 
 
 @lru_cache(maxsize=4096)
@@ -114,7 +134,7 @@ def _file_digest(path: str, size: int, changed_ns: int) -> str:
         if (known["size"], known["changed_ns"]) == (size, changed_ns):
             return known["sha256"]
     digest = _hash_file(path)
-    if time.time() - changed_ns / 1e9 > _SETTLED_SECONDS:
+    if _is_settled(changed_ns):
         with contextlib.suppress(DataError):  # the note only saves time
             write_atomic(note, json.dumps({"path": path, "size": size, "changed_ns": changed_ns, "sha256": digest}).encode())
     return digest

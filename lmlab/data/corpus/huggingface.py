@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lmlab.config import fingerprint, require, to_plain
 from lmlab.data.corpus.base import Corpus, Document
+from lmlab.data.corpus.files import files_fingerprint, find_files, path_tuple
 from lmlab.data.corpus.jsonl import text_field
 from lmlab.errors import DataError
 
@@ -19,8 +23,8 @@ log = logging.getLogger(__name__)
 class HuggingFaceCorpus(Corpus):
     """A data set of the Hugging Face hub, or one that `datasets` makes from files; needs the package datasets.
 
-    Rows are streamed: nothing is downloaded as a whole. The fingerprint is made of the settings, because the content cannot be
-    hashed without reading it, so name a `revision` for results that can be repeated.
+    Rows are streamed: nothing is downloaded as a whole. The fingerprint is made of the settings and of the content of files on this
+    machine. What lies on the hub cannot be hashed without reading it, so name a `revision` for results that can be repeated.
 
     Args:
         name: `owner/name` on the hub, or a builder of `datasets` such as `json`.
@@ -40,24 +44,45 @@ class HuggingFaceCorpus(Corpus):
 
     def __post_init__(self) -> None:
         """Checks the settings."""
+        if self.data_files is not None:
+            object.__setattr__(self, "data_files", path_tuple(self.data_files))
         require(bool(self.name), self, "name", "a data set has a name", "such as 'roneneldan/TinyStories'")
 
     def documents(self) -> Iterator[Document]:
         """One document a row."""
         place = f"hf:{self.name}" + (f":{self.config}" if self.config else "")
-        for number, row in enumerate(self._load(place), start=1):
+        rows = iter(self._load(place))
+        for number in itertools.count(1):
             source = f"{place} row {number}"
+            try:
+                row = next(rows, None)
+            except Exception as error:  # of the package, of what it reads with, or of the network
+                why, remedy = f"{type(error).__name__}: {error}", "check the data set at this row, and the network"
+                raise DataError("a row cannot be read", where=source, why=why, remedy=remedy) from error
+            if row is None:
+                return
             yield Document(text_field(dict(row), self.field, source), source)
 
     def fingerprint(self) -> str:
-        """The settings; see the class about `revision`."""
+        """The settings, and the content of local files; see the class about `revision`."""
         if self.revision is None and self.data_files is None:
             log.warning("%s has no revision: if its owner changes it, the old text goes on being used from the cache", self.name)
-        return fingerprint(["huggingface", to_plain(self)])
+        settings = json.dumps(to_plain(self), sort_keys=True)  # in ASCII, because a file name need not be UTF-8
+        files = self._local_files()
+        return fingerprint(["huggingface", settings, *([files_fingerprint(files)] if files else [])])
 
     def describe(self) -> dict[str, Any]:
         """Settings."""
         return {"kind": type(self).__name__, **to_plain(self)}
+
+    def _local_files(self) -> list[Path]:
+        """Files on this machine that the rows are read from; none for a data set of the hub."""
+        folder = Path(self.name)
+        if folder.is_dir():
+            return sorted(path for path in folder.rglob("*") if path.is_file())
+        if "/" in self.name or self.data_files is None:  # of the hub, where `data_files` are names in its repository
+            return []
+        return find_files([file for file in self.data_files if "://" not in file])
 
     def _load(self, place: str) -> Any:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmlab.config import fingerprint, require
 from lmlab.data.corpus.base import Corpus, Document
-from lmlab.data.corpus.files import describe_files, files_fingerprint, find_files, open_binary, path_tuple
+from lmlab.data.corpus.files import describe_files, files_fingerprint, find_files, most_characters, open_binary, path_tuple
 from lmlab.errors import DataError, nearest
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -42,6 +42,10 @@ class JsonlCorpus(Corpus):
                     if not line.isspace() and line:
                         source = f"{path}:{number}"
                         yield Document(text_field(_parse(line, source), self.field, source), source)
+
+    def characters_at_most(self) -> float:
+        """One for each byte of the files, unless some are packed."""
+        return most_characters(find_files(self.paths))
 
     def fingerprint(self) -> str:
         """Content of the files and name of the field."""

@@ -61,11 +61,26 @@ class ParquetCorpus(Corpus):
                     remedy = nearest(self.field, file.schema_arrow.names)
                     raise DataError(f"there is no column '{self.field}'", where=str(path), why="the text is read from it", remedy=remedy)
                 for batch in file.iter_batches(batch_size=_ROWS, columns=[self.field]):
-                    for row in batch.to_pylist():
+                    for value in _values(batch.column(0)):
                         number += 1
                         source = f"{path} row {number}"
-                        yield Document(text_field(row, self.field, source), source)
+                        yield Document(text_field({self.field: value}, self.field, source), source)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(
                 f"{path.name} cannot be read", where=f"{path} row {number + 1}", why=str(error), remedy="fetch it again"
             ) from error
+
+
+def _values(column: Any) -> list[Any]:
+    """Python values of an Arrow array; bytes of a string that are no UTF-8 become lone surrogates, as in a text file."""
+    from pyarrow import binary, large_binary, types
+
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_large_string(column.type):
+        column = column.cast(large_binary())
+    elif types.is_string(column.type):
+        column = column.cast(binary())
+    else:
+        return column.to_pylist()
+    return [value if value is None else value.decode("utf-8", "surrogateescape") for value in column.to_pylist()]

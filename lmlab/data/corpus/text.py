@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TextIO
 
 from lmlab.config import fingerprint, require
 from lmlab.data.corpus.base import Corpus, Document
-from lmlab.data.corpus.files import describe_files, files_fingerprint, find_files, open_text, path_tuple
+from lmlab.data.corpus.files import describe_files, files_fingerprint, find_files, most_characters, open_text, path_tuple
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class TextCorpus(Corpus):
     Args:
         paths: Files or globs.
         separator: What stands between two documents: `blank_lines` (one or more), `line` (every line is a document), `file` (every
-            file is one), or any other string, such as `<|endoftext|>`.
+            file is one), or any other string, such as `<|endoftext|>`. Line ends of Windows in it count as newlines, as in the text.
         max_characters: Longest document.
     """
 
@@ -38,6 +39,7 @@ class TextCorpus(Corpus):
         """Checks the settings."""
         object.__setattr__(self, "paths", path_tuple(self.paths))
         require(bool(self.paths), self, "paths", "a corpus needs at least one file", "name a file or a glob")
+        object.__setattr__(self, "separator", re.sub("\r\n?", "\n", self.separator))  # as reading does with the text
         require(bool(self.separator), self, "separator", "an empty string separates nothing", "use blank_lines, line, file or a string")
         require(self.max_characters >= 1024, self, "max_characters", "shorter pieces tear sentences apart", "set 1024 or more")
 
@@ -51,6 +53,10 @@ class TextCorpus(Corpus):
                     yield Document(span.text, f"{path}:{span.line}")
         if num_cuts:
             log.info("documents longer than %s characters were cut, at %s places", f"{self.max_characters:,}", f"{num_cuts:,}")
+
+    def characters_at_most(self) -> float:
+        """One for each byte of the files, unless some are packed."""
+        return most_characters(find_files(self.paths))
 
     def fingerprint(self) -> str:
         """Content of the files, separator and longest document."""

@@ -18,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -30,7 +30,8 @@ from tqdm import tqdm
 from lmlab.cache import CACHE_VARIABLE, default_cache_dir, locked
 from lmlab.config import fingerprint
 from lmlab.data.cleaning import CleaningConfig, CleaningCounts
-from lmlab.data.corpus.base import Corpus
+from lmlab.data.corpus.base import Corpus, place_of
+from lmlab.data.corpus.files import forget_file_hashes
 from lmlab.data.store.encoding import Encoder
 from lmlab.data.store.merging import StoreIdentity, assign_documents, merge_shards
 from lmlab.data.store.reading import FORMAT, StoreConfig, TokenStore
@@ -65,7 +66,7 @@ def build_store(
         Stores by the name of their split: `train`, `val` and `test`. A split that got no documents is an empty store.
 
     Raises:
-        DataError: If the corpus has no documents, a file of it is broken, or the store in the cache is.
+        DataError: If the corpus has no documents, a file of it is broken or changes meanwhile, or the store in the cache is broken.
         ConfigError: If another process holds the store and cannot be waited for.
     """
     identity = _identify(corpus, tokenizer, config, cleaning)
@@ -98,7 +99,8 @@ class _Build:
             if not counts.num_kept:
                 why = counts.summary() if counts.num_read else "it holds no documents"
                 remedy = "check the files, and what cleaning drops"
-                raise DataError("there is nothing to tokenise", where=str(self.identity.corpus), why=why, remedy=remedy)
+                raise DataError("there is nothing to tokenise", where=place_of(self.identity.corpus), why=why, remedy=remedy)
+            self._check_unchanged()
             splits = assign_documents(files, self.config, self.writer.cleaning.duplicates == "drop")
             counts.num_duplicates = int((splits == DROPPED).sum())
             counts.num_kept -= counts.num_duplicates
@@ -113,18 +115,30 @@ class _Build:
 
     def _write_shards(self) -> CleaningCounts:
         counts = CleaningCounts()
-        shards = cut_shards(self.corpus.documents(), self.config.shard_characters)
+        cleaning, at_most = self.writer.cleaning, self.corpus.characters_at_most()
+        shards = cut_shards(self.corpus.documents_for(cleaning), self.config.shard_characters)
         with ExitStack() as stack:
             bar = _progress(stack)
             for part in self._results(shards, stack):
                 self.num_shards += 1
                 counts += part
-                counts.check(self.writer.cleaning)
+                counts.check(cleaning, at_most)
                 if bar is not None:
                     bar.update(part.num_bytes)
+        counts.check(cleaning)
         if self.num_reused:
             log.info("took over %s of %s parts from an interrupted build", self.num_reused, self.num_shards)
         return counts
+
+    def _check_unchanged(self) -> None:
+        forget_file_hashes()
+        if self.corpus.fingerprint() != self.identity.corpus_fingerprint:
+            raise DataError(
+                "the corpus has changed while it was tokenised",
+                where=place_of(self.identity.corpus),
+                why="the store would hold neither the old text nor the new one",
+                remedy="start again when nothing writes to it any more",
+            )
 
     def _merge(self, files: list[Path], splits: np.ndarray, counts: CleaningCounts) -> None:
         merged = self.shards_folder / "merged"
@@ -132,9 +146,12 @@ class _Build:
             _remove(merged)
             merge_shards(files, splits, merged, self.identity, counts)
             merged.replace(self.folder)
-        except OSError as error:
+        except InterruptedBuildError:
+            raise
+        except (OSError, DataError) as error:
+            why = error.why or error.what if isinstance(error, DataError) else str(error)
             remedy = f"free the disk, or set {CACHE_VARIABLE} to another folder; what was done is kept"
-            raise InterruptedBuildError("the store cannot be written", where=str(merged), why=str(error), remedy=remedy) from error
+            raise InterruptedBuildError("the store cannot be written", where=str(merged), why=why, remedy=remedy) from error
 
     def _results(self, shards: Iterator[RawShard], stack: ExitStack) -> Iterator[CleaningCounts]:
         first = list(itertools.islice(shards, 2))
@@ -161,13 +178,17 @@ class _Build:
     def _report(self, counts: CleaningCounts, seconds: float) -> None:
         rate = counts.num_bytes / 1e6 / max(seconds, 1e-9)
         log.info("tokenised %.1f MB in %.1f s (%.1f MB/s); %s", counts.num_bytes / 1e6, seconds, rate, counts.summary())
+        parts: Counter[str] = Counter()
         for name in SPLITS:
             header = TokenStore.open(self.folder / name).header
+            parts.update(header.parts)
             log.info(
                 "%s: %s documents, %s tokens, %s sentences",
                 name,
                 *(f"{n:,}" for n in (header.num_documents, header.num_tokens, header.num_sentences)),
             )
+        for name, num_characters in parts.items():
+            log.info("part %s: %.2f %% of the characters", name, 100 * num_characters / parts.total())
         log.info("the store is %s", self.folder)
 
 

@@ -93,6 +93,9 @@ def _joined(text: str, ids_of_sentences: list[np.ndarray]) -> Encoded:
 
 def _splits_at_punctuation(tokenizer: Tokenizer) -> bool:
     parts = json.loads(tokenizer.json)
+    added = [token["content"] for token in parts.get("added_tokens", []) if not token["special"]]
+    if not all(content.isalnum() for content in added):  # it may hold the end of a sentence, or a space
+        return False
     return parts["model"]["type"] == "WordPiece" and (parts.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer"
 
 

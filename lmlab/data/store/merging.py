@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class _SplitWriter:
         self.folder = folder
         self.largest_id = -1
         self.total_bytes = 0
+        self.parts: Counter[str] = Counter()
         self.arrays = {
             "tokens": _ArrayWriter(folder / "tokens.npy", token_dtype(vocab_size), stack),
             "offsets": _ArrayWriter(folder / "offsets.npy", np.dtype(np.int64), stack),
@@ -114,6 +116,9 @@ class _SplitWriter:
         self.arrays["sentences"].write(place[shard["sentences"][of_token[shard["sentences"]]]])
         self.largest_id = max(self.largest_id, int(tokens.max()))
         self.total_bytes += int(shard["num_bytes"][is_mine].sum())
+        names, sizes = shard["parts"][is_mine], shard["num_characters"][is_mine]
+        for part in filter(None, np.unique(names).tolist()):
+            self.parts[part] += int(sizes[names == part].sum())
 
     def finish(self, name: str, identity: StoreIdentity, counts: CleaningCounts) -> None:
         """Writes the header, last of all."""
@@ -132,10 +137,13 @@ class _SplitWriter:
             dtype=self.arrays["tokens"].dtype.name,
             largest_id=self.largest_id,
             counts=counts,
+            parts=dict(self.parts),
             files={f"{array}.npy": writer.finish() for array, writer in self.arrays.items()},
             corpus=identity.corpus,
         )
-        write_atomic(self.folder / HEADER, json.dumps(to_plain(header), indent=1, ensure_ascii=False).encode())
+        text = json.dumps(to_plain(header), indent=1, ensure_ascii=False)
+        # what is no text in a file's name is written as JSON's own escape
+        write_atomic(self.folder / HEADER, text.encode("utf-8", "backslashreplace"))
 
 
 class _ArrayWriter:

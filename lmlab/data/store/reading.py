@@ -20,17 +20,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lmlab.config import from_dict, require
+from lmlab.config import check_choices, from_dict, require
 from lmlab.data.cleaning import CleaningCounts
 from lmlab.errors import ConfigError, DataError
 
-FORMAT = 1
+FORMAT = 2
 """Number of the layout above; another one is another fingerprint, so old stores are left alone."""
 
 ARRAYS = ("tokens", "offsets", "num_bytes", "sentences")
 HEADER = "header.json"
 
 _CHUNK = 2**22
+_TOKENS_LOOKED_AT = 2**27  # at opening: some ten milliseconds, where a larger store would make its user wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class StoreConfig:
         split_seed: Another one holds out other documents.
         num_processes: Processes that tokenise; None for one per core. The result does not depend on it.
         shard_characters: Text tokenised in one go. Memory is some ten times this for each process, and what a kill costs at most.
-        verify: What is checked when a store is opened: the `sizes` of the files, or also their checksums (`full`).
+        verify: What is checked when a store is opened: the `sizes` of the files and that no token is too large (in the first
+            134 million), or also their checksums (`full`).
     """
 
     val_share: float = 0.05
@@ -55,13 +57,13 @@ class StoreConfig:
 
     def __post_init__(self) -> None:
         """Checks the settings."""
+        check_choices(self)
         rule = "a held-out share lies between 0 and 0.5"
         require(0 <= self.val_share <= 0.5, self, "val_share", rule, "0.05 is enough for most corpora")
         require(0 <= self.test_share <= 0.5, self, "test_share", rule, "0.05 is enough for most corpora; 0 for no test split")
         require(self.val_share + self.test_share < 1, self, "test_share", "something must be left to train on", "hold out less")
         require(self.num_processes is None or self.num_processes >= 1, self, "num_processes", "work needs a process", "1 or more, or none")
         require(self.shard_characters >= 1024, self, "shard_characters", "tiny shards cost more than they save", "set 1024 or more")
-        require(self.verify in ("sizes", "full"), self, "verify", "unknown check", "choose 'sizes' or 'full'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,7 @@ class StoreHeader:
         dtype: Of the tokens.
         largest_id: Largest token id in this split; -1 if there is none.
         counts: What the cleaning dropped and repaired, over all splits.
+        parts: Characters of this split by the part of the mixture that they come from; empty without a mixture.
         files: The arrays.
         corpus: What the corpus says about itself.
     """
@@ -114,6 +117,7 @@ class StoreHeader:
     dtype: str
     largest_id: int
     counts: CleaningCounts
+    parts: dict[str, int]
     files: dict[str, FileRecord]
     corpus: dict[str, Any]
 
@@ -135,7 +139,8 @@ class TokenStore:
 
         Args:
             path: Folder of the split.
-            verify: `sizes` compares the files' sizes with the header; `full` reads them and compares checksums as well.
+            verify: `sizes` compares the files' sizes and the largest token with the header; `full` reads all of them and compares
+                checksums as well.
 
         Raises:
             DataError: If a file is missing, truncated or changed, or the layout is another one.
@@ -147,7 +152,9 @@ class TokenStore:
         if header.largest_id >= header.vocab_size:
             why = f"the vocabulary has {header.vocab_size} tokens, the largest id is {header.largest_id}"
             raise DataError("the store does not fit its own tokenizer", where=str(path), why=why, remedy=_rebuild(path))
-        return cls(path, header)
+        store = cls(path, header)
+        store._check_largest_id()
+        return store
 
     @property
     def fingerprint(self) -> str:
@@ -217,6 +224,12 @@ class TokenStore:
     def __reduce__(self) -> tuple[object, ...]:
         """Travels as its path and header."""
         return TokenStore, (self.path, self.header)
+
+    def _check_largest_id(self) -> None:
+        largest = int(self.tokens[:_TOKENS_LOOKED_AT].max(initial=0)) if self.num_tokens else -1
+        if largest > self.header.largest_id:
+            why = f"a token is {largest}, the largest that was written is {self.header.largest_id}"
+            raise DataError("tokens.npy has changed since it was written", where=str(self.path), why=why, remedy=_rebuild(self.path))
 
     def _map(self, name: str) -> np.ndarray:
         # a plain array over the mapping: indexing np.memmap itself costs a microsecond more each time

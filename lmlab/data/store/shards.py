@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ import numpy as np
 
 from lmlab.cache import atomic_file
 from lmlab.config import from_dict, to_plain
-from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean
+from lmlab.data.cleaning import CleaningConfig, CleaningCounts, clean, text_hash
 from lmlab.data.corpus.base import Document
 from lmlab.data.store.encoding import Encoded, Encoder
 from lmlab.errors import DataError
 from lmlab.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class InterruptedBuildError(DataError):
@@ -46,16 +49,20 @@ class Shard(NamedTuple):
         tokens: (T,) uint16 or uint32.
         lengths: (D,) int64, tokens of each document, none of them 0.
         num_bytes: (D,) int64, UTF-8 bytes of each document.
-        hashes: (D,) uint64, of each document's text.
+        num_characters: (D,) int64, characters of each document.
+        hashes: (D,) uint64, `text_hash` of each document.
         repeats: (D,) int64, from `Document.repeat`.
+        parts: (D,) strings, from `Document.part`.
         sentences: (S,) int64, tokens at which sentences begin.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     num_bytes: np.ndarray
+    num_characters: np.ndarray
     hashes: np.ndarray
     repeats: np.ndarray
+    parts: np.ndarray
     sentences: np.ndarray
 
 
@@ -130,7 +137,12 @@ class ShardWriter:
         file = shard_file(self.folder, raw.number)
         if not file.exists():
             return None
-        note = json.loads(read_shard(file, ["note"])["note"].tobytes().decode(errors="surrogateescape"))
+        try:
+            arrays = read_shard(file, [*Shard._fields, "note"])  # all of them, because only what is read is checked
+        except InterruptedBuildError as error:
+            log.warning("%s; it is made again", error.what)
+            return None
+        note = json.loads(arrays["note"].tobytes().decode(errors="surrogateescape"))
         # a corpus on another machine may have changed since, and shards may have been cut to another size
         return from_dict(CleaningCounts, note["counts"]) if note["marks"] == _marks(raw) else None
 
@@ -148,19 +160,14 @@ def read_shard(file: Path, names: Sequence[str] = Shard._fields) -> dict[str, np
         names: Fields of `Shard` to read; the others cost nothing.
 
     Raises:
-        DataError: If the file is damaged.
+        InterruptedBuildError: If the file is damaged.
     """
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        remedy = f"delete the folder {file.parent} and start again"
-        raise DataError(f"{file.name} of an interrupted build is damaged", where=str(file), why=str(error), remedy=remedy) from error
-
-
-def text_hash(text: str) -> int:
-    """64-bit hash of a text. Among 10^8 documents, two different ones share it with probability 0.03 %."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        what, remedy = f"{file.name} of an unfinished build is damaged", "start again: it is made anew, and the others are kept"
+        raise InterruptedBuildError(what, where=str(file), why=str(error), remedy=remedy) from error
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -173,7 +180,12 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def _marks(raw: RawShard) -> list[Any]:
-    return [raw.documents[0].source, raw.documents[-1].source, len(raw.documents), raw.num_characters]
+    digest = hashlib.blake2b(digest_size=16)
+    for document in raw.documents:
+        text = document.text.encode("utf-8", "surrogatepass")
+        digest.update(f"{document.repeat} {document.part} {len(text)} ".encode("utf-8", "surrogatepass"))
+        digest.update(text)
+    return [raw.documents[0].source, raw.documents[-1].source, len(raw.documents), digest.hexdigest()]
 
 
 def _join(documents: list[Document], encoded: list[Encoded], vocab_size: int) -> Shard:
@@ -189,7 +201,9 @@ def _join(documents: list[Document], encoded: list[Encoded], vocab_size: int) ->
         tokens=ids.astype(token_dtype(vocab_size)),
         lengths=lengths,
         num_bytes=np.array([code.num_bytes for _, code in pairs], np.int64),
+        num_characters=np.array([len(document.text) for document, _ in pairs], np.int64),
         hashes=np.array([text_hash(document.text) for document, _ in pairs], np.uint64),
         repeats=np.array([document.repeat for document, _ in pairs], np.int64),
+        parts=np.array([document.part for document, _ in pairs], np.str_),
         sentences=np.concatenate(sentences).astype(np.int64) if sentences else np.zeros(0, np.int64),
     )

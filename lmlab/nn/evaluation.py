@@ -1,0 +1,28 @@
+"""Asking a network something in the middle of its training, without dropout and without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Runs what is inside in evaluation mode and without gradients.
+
+    Afterwards, also after an error, each part is in the mode it was in: a frozen teacher inside a network that trains stays at rest.
+
+    Args:
+        module: The network to ask.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, was_training in modes:
+            part.training = was_training
