@@ -35,7 +35,8 @@ GAPS = {
     "austen": ("She was very {mask} to see him.", "Mr. Darcy {mask} to her sister.", "They walked into the {mask} together."),
     "sanguo": ("玄德大{mask}，急令军士退后。", "孔明{mask}曰：“吾自有计。”", "曹操引{mask}追赶。"),
 }
-LENGTH, BATCH, LEARNING_RATE = 128, 8, 2e-3
+LENGTH, BATCH = 128, 16
+OPTIMIZER = OptimizerConfig(name="muon", lr=0.01)  # in a million tokens it gets markedly further than AdamW, the masked model above all
 MASK_PROB = 0.3  # at a budget this small more masks teach more: Wettig et al. 2023, "Should You Mask 15%?", section 3
 PLL_BLOCKS = 4
 SHOWN = 3
@@ -56,9 +57,9 @@ def main(argv: list[str]) -> int:
     budget = BudgetConfig(tokens=options.tokens, validations=5, checkpoints=1)
     tokenizer = tokenizer_for(options.corpus, TokenizerConfig(vocab_size=4096))
     backbone = BackboneConfig(hidden_size=128, num_layers=4, num_heads=4)
-    optimizer, schedule = OptimizerConfig(lr=LEARNING_RATE), ScheduleConfig(kind="cosine", warmup=0.05)
-    causal = CLM(tokenizer, backbone, optimizer, schedule, length=LENGTH)
-    masked = MLM(tokenizer, backbone, optimizer, schedule, length=LENGTH, mask_prob=MASK_PROB)
+    schedule = ScheduleConfig(kind="cosine", warmup=0.05)
+    causal = CLM(tokenizer, backbone, OPTIMIZER, schedule, length=LENGTH)
+    masked = MLM(tokenizer, backbone, OPTIMIZER, schedule, length=LENGTH, mask_prob=MASK_PROB)
     causal_data, masked_data = _prepare(causal, options.corpus, options.seed), _prepare(masked, options.corpus, options.seed)
 
     console.rule("[bold]1 of 2: a causal model reads from left to right")
