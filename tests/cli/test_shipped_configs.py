@@ -61,7 +61,7 @@ def test_every_overlay_adds_up_with_every_base(base: Path, overlay: Path) -> Non
     assert (together.model.class_path, together.data.class_path) == (alone.model.class_path, alone.data.class_path)
     _holds(read_config(overlay).tree, together)
     assert together.run.name == alone.run.name
-    assert together.model.init_args.optimizer == alone.model.init_args.optimizer
+    assert together.model.init_args.schedule == alone.model.init_args.schedule
 
 
 def _holds(tree: dict[str, Any], config: Any) -> None:
