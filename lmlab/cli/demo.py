@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         argv: Options after `lmlab demo`.
     """
     parser = argparse.ArgumentParser(prog="lmlab demo", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--tokens", default="900k", help="budget of each model, in tokens of text (default: 900k)")
+    parser.add_argument("--tokens", default="1M", help="budget of each model, in tokens of text (default: 1M)")
     parser.add_argument("--corpus", default="austen", help="austen, sanguo, a file or a glob (default: austen)")
     parser.add_argument("--seed", type=int, default=0, help="seed of both runs (default: 0)")
     options = parser.parse_args(argv)

@@ -36,7 +36,10 @@ from pathlib import Path
 from lmlab.data.store import build_store
 tokenizer, corpus, config, cache = pickle.load(sys.stdin.buffer)
 stores = build_store(corpus, tokenizer, config, cache_dir=Path(cache))
-own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+status = Path("/proc/self/status")  # of this process alone; the other number outlives an exec
+own = next((int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")), own) if status.exists() else own
 print(own // 1024, children // 1024, sum(store.num_tokens for store in stores.values()))
 """
 
