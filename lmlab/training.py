@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -25,7 +24,7 @@ from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.quiet import quiet
 from lmlab.run.directory import RunDirectory
-from lmlab.session import RUN_VARIABLE, RunConfig, Session, open_session
+from lmlab.session import RunConfig, Session, open_session
 from lmlab.trainer_settings import SAVING, TRAINER_DEFAULTS, check_seed, check_trainer
 
 
@@ -120,7 +119,6 @@ def fit(  # noqa: PLR0913  each is a part of a run
     Returns:
         The run's folder, with metrics, checkpoints, samples, `report.html`, and a `config.yaml` by which `lmlab fit` repeats the run.
     """
-    os.environ.pop(RUN_VARIABLE, None)
     quiet()
     arguments = {**TRAINER_DEFAULTS, "precision": precision, **(trainer or {})}
     check_trainer(arguments)

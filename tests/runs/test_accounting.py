@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lmlab.run.record import Record
 from tests.runs import one_run
 from tests.runs.conftest import Place, start
 
@@ -44,3 +45,11 @@ def test_two_ranks_with_half_of_each_batch(place: Place) -> None:
 @pytest.mark.parametrize("objective", one_run.OBJECTIVES)
 def test_two_ranks(place: Place, objective: str, micro: int) -> None:
     two_ranks(place, objective, micro)
+
+
+def test_ranks_that_lightning_starts_share_one_folder(place: Place) -> None:
+    """Without the elastic launcher, rank 0 starts the others itself and tells them by their environment where the run lies."""
+    start(place.settings("own-launcher", name="own-launcher", objective="clm", micro=4, devices=2, **PLAIN))
+    [folder] = (place.folder / "runs" / "own-launcher").iterdir()
+    record = Record.load(folder / "record.json")
+    assert (record.status, record.spent["steps"]) == ("finished", PLAIN["steps"])
