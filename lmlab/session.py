@@ -16,7 +16,6 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from lmlab.budget import BudgetConfig
 from lmlab.cache import write_atomic
-from lmlab.callbacks.checkpoints import step_of, steps_in
 from lmlab.checkpoint import newest_whole, read_checkpoint
 from lmlab.config import check_choices, fingerprint, leaves, require
 from lmlab.errors import CheckpointError, LabError
@@ -143,8 +142,8 @@ def _go_on(run: RunDirectory, config: RunConfig) -> Session:
         raise CheckpointError(
             f"the run {run.path.name} has no whole checkpoint to go on from", where=str(run.checkpoints), remedy="start anew"
         )
-    for path in steps_in(run.checkpoints):
-        if step_of(path) > reached:
+    for step, path in run.steps().items():
+        if step > reached or checkpoint is None:
             path.replace(path.with_name(f"{path.name}.broken"))
     if checkpoint is None:
         run.metrics_path.unlink(missing_ok=True)
@@ -156,10 +155,12 @@ def _go_on(run: RunDirectory, config: RunConfig) -> Session:
 
 def _newest(run: RunDirectory) -> tuple[Path | None, int]:
     """The newest whole checkpoint and its step; the best, which is kept for longer, if no other is whole."""
-    path = newest_whole(steps_in(run.checkpoints)) or newest_whole(p for p in (run.checkpoints / "best.ckpt",) if p.exists())
-    if path is None:
-        return None, 0
-    return path, step_of(path) if path.name != "best.ckpt" else int(read_checkpoint(path)["global_step"])
+    steps = {path: step for step, path in reversed(run.steps().items())}
+    path = newest_whole(steps)
+    if path is not None:
+        return path, steps[path]
+    best = newest_whole(p for p in (run.checkpoints / "best.ckpt",) if p.exists())
+    return (best, int(read_checkpoint(best)["global_step"])) if best else (None, 0)
 
 
 def hashed(settings: dict[str, Any]) -> dict[str, Any]:

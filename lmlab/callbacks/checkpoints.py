@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lmlab.budget import Spent
 from lmlab.callbacks.budget import clock_of
 from lmlab.checkpoint.files import sweep
+from lmlab.run.directory import step_files
 
 log = logging.getLogger(__name__)
-
-_STEP = re.compile(r"step=(\d+)\.ckpt$")
-
-
-def steps_in(folder: Path) -> list[Path]:
-    """The step checkpoints of a folder, newest first.
-
-    Args:
-        folder: A run's `checkpoints`.
-    """
-    return sorted((path for path in folder.glob("step=*.ckpt") if _STEP.search(path.name)), key=step_of, reverse=True)
-
-
-def step_of(path: Path) -> int:
-    """The optimiser steps behind a step checkpoint, by its name.
-
-    Args:
-        path: `step=N.ckpt`.
-    """
-    match = _STEP.search(path.name)
-    return int(match.group(1)) if match else -1
 
 
 class Checkpoints(Checkpoint):
@@ -48,7 +27,7 @@ class Checkpoints(Checkpoint):
     nothing and misses nothing.
 
     Args:
-        folder: Where to write; None writes to the run's `checkpoints`.
+        folder: Where to write: a run's `checkpoints`.
         times: Checkpoints over the whole budget.
         every_steps: Write every so many optimiser steps as well.
         keep: How many step checkpoints to keep; the best is kept besides. None keeps all.
@@ -98,11 +77,11 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hands the best checkpoint, else the last, to loggers that keep models."""
-        best, steps = self.folder / "best.ckpt", steps_in(self.folder)
+        best, steps = self.folder / "best.ckpt", list(step_files(self.folder).values())
         for logger in trainer.loggers if trainer.is_global_zero else ():
             send = getattr(logger, "log_checkpoint", None)
             if send is not None and (best.exists() or steps):
-                send(best if best.exists() else steps[0], ["best" if best.exists() else "last"])
+                send(best if best.exists() else steps[-1], ["best" if best.exists() else "last"])
 
     def save(self, trainer: Trainer, pl_module: LightningModule, is_best: bool = False) -> None:
         """Writes a checkpoint and drops those no longer kept; its time does not count as training.
@@ -119,8 +98,8 @@ class Checkpoints(Checkpoint):
             if trainer.is_global_zero:
                 if is_best:
                     _link(target, self.folder / "best.ckpt")
-                written = [path for path in steps_in(self.folder) if step_of(path) <= trainer.global_step]
-                for old in written[self.keep :] if self.keep else ():
+                written = [path for step, path in step_files(self.folder).items() if step <= trainer.global_step]
+                for old in written[: -self.keep] if self.keep else ():
                     old.unlink()
 
     def state_dict(self) -> dict[str, Any]:

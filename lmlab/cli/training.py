@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -167,17 +166,12 @@ def _run(command: str, arguments: Sequence[str], predictions: Path | None = None
     check_base(admitted.configs, admitted.arguments)
     from lmlab.cli.running import LabCLI
     from lmlab.quiet import quiet
-    from lmlab.session import RUN_VARIABLE
 
     quiet()
-    known = os.environ.get(RUN_VARIABLE)
     try:
         return 0, LabCLI(admitted, predictions)
     except SystemExit as stop:  # --print_config, --help all, and a run that was asked to stop
         return (stop.code if isinstance(stop.code, int) else 0), None
-    finally:
-        if known is None:  # it was for the ranks of this run, not for what this process does next
-            os.environ.pop(RUN_VARIABLE, None)
 
 
 def _print_metrics(metrics: dict[str, float], checkpoint: Path | None) -> None:

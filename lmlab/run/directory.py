@@ -124,12 +124,21 @@ class RunDirectory:
 
     def steps(self) -> dict[int, Path]:
         """Checkpoints by optimiser step, ascending."""
-        matches = ((STEP_FILE.fullmatch(p.name), p) for p in self.checkpoints.glob("step=*.ckpt"))
-        return dict(sorted((int(m.group(1)), p) for m, p in matches if m))
+        return step_files(self.checkpoints)
 
     @property
     def _lock_path(self) -> Path:
         return self.path / ".lock"
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """The step checkpoints of a folder by optimiser step, ascending.
+
+    Args:
+        folder: A run's `checkpoints`.
+    """
+    matches = ((STEP_FILE.fullmatch(path.name), path) for path in folder.glob("step=*.ckpt"))
+    return dict(sorted((int(match.group(1)), path) for match, path in matches if match))
 
 
 def runs_root(root: Path | str | None = None) -> Path:
