@@ -2,6 +2,15 @@
 
 from lmlab.checkpoint.files import newest_whole, read_checkpoint, verify, write_checkpoint
 from lmlab.checkpoint.plugin import AtomicCheckpointIO
-from lmlab.checkpoint.rebuild import objective_from, trained_weights
+from lmlab.checkpoint.rebuild import description_of, objective_from, trained_weights
 
-__all__ = ["AtomicCheckpointIO", "newest_whole", "objective_from", "read_checkpoint", "trained_weights", "verify", "write_checkpoint"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "description_of",
+    "newest_whole",
+    "objective_from",
+    "read_checkpoint",
+    "trained_weights",
+    "verify",
+    "write_checkpoint",
+]

@@ -19,6 +19,31 @@ def trained_weights(content: dict[str, Any]) -> dict[str, Any]:
     return {**content["state_dict"], **content.get("lmlab_average", {}).get("averages", {})}
 
 
+def description_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a checkpoint says of the objective in it.
+
+    Args:
+        content: What `read_checkpoint` returned.
+        path: Where it came from, for messages.
+
+    Raises:
+        CheckpointError: If lmlab did not write it, or a newer lmlab did.
+    """
+    mine = content.get("lmlab")
+    described = isinstance(mine, dict) and isinstance(mine.get("objective"), dict) and isinstance(mine.get("format"), int)
+    if mine is None or not described or not isinstance(content.get("state_dict"), dict):
+        why = "it holds no weights, or no description of an objective"
+        raise CheckpointError(f"{path.name} was not written by lmlab", where=str(path), why=why, remedy="name a checkpoint of a run")
+    if mine["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path.name} was written by a newer lmlab",
+            where=str(path),
+            why=f"its format is {mine['format']}, this lmlab reads up to {FORMAT}",
+            remedy="update lmlab",
+        )
+    return mine
+
+
 def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] = ()) -> Objective:
     """Makes the objective that a checkpoint describes and gives it the trained weights.
 
@@ -33,18 +58,7 @@ def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] =
     Raises:
         CheckpointError: If lmlab did not write it, a newer lmlab did, or weights and configs do not fit.
     """
-    mine = content.get("lmlab")
-    described = isinstance(mine, dict) and isinstance(mine.get("objective"), dict) and isinstance(mine.get("format"), int)
-    if mine is None or not described or not isinstance(content.get("state_dict"), dict):
-        why = "it holds no weights, or no description of an objective"
-        raise CheckpointError(f"{path.name} was not written by lmlab", where=str(path), why=why, remedy="name a checkpoint of a run")
-    if mine["format"] > FORMAT:
-        raise CheckpointError(
-            f"{path.name} was written by a newer lmlab",
-            where=str(path),
-            why=f"its format is {mine['format']}, this lmlab reads up to {FORMAT}",
-            remedy="update lmlab",
-        )
+    mine = description_of(content, path)
     try:
         objective = rebuild(mine["objective"], allow)
         objective.configure_model()

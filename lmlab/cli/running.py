@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lmlab.budget import BudgetConfig
 from lmlab.cache import atomic_file
-from lmlab.checkpoint import AtomicCheckpointIO, read_checkpoint, trained_weights
+from lmlab.checkpoint import AtomicCheckpointIO, description_of, read_checkpoint, trained_weights
 from lmlab.cli.allowlist import Admitted
 from lmlab.cli.suggestions import COMMANDS, explain, parser_kwargs, where_written
 from lmlab.data.cleaning import CleaningConfig
@@ -99,6 +99,7 @@ class LabCLI(LightningCLI):
             if config.ckpt_path is not None:
                 self.measured = find_checkpoint(config.ckpt_path)
                 self._content = read_checkpoint(self.measured)
+                description_of(self._content, self.measured)  # refused now if lmlab did not write it
                 config.ckpt_path = None  # loaded below, as `lmlab.load` does, and not with the state of callbacks and data
             return
         _ = self._budget, self._run_config  # refused now rather than after a tokenizer was trained

@@ -175,6 +175,15 @@ def test_what_lightning_refuses_is_noted_in_the_run(small: list[str], capsys: py
     assert Record.load(run.record_path).status == "failed"
 
 
+def test_a_checkpoint_of_somebody_else_is_not_measured(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*smoke("clm"), *small]) == 0
+    [run] = list_runs()
+    torch.save({"state_dict": {}}, run.checkpoints / "best.ckpt")
+    capsys.readouterr()
+    assert main(["validate", "clm", *QUICK]) == 2
+    assert "was not written by lmlab" in capsys.readouterr().err
+
+
 def test_measuring_asks_for_what_is_missing(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "nothing"]) == 2
     assert "there is no run 'nothing'" in capsys.readouterr().err
