@@ -165,7 +165,14 @@ def from_dict(cls: type[T], data: Mapping[str, Any]) -> T:
     for key in data:
         if key not in fields:
             raise ConfigError(f"{cls.__name__} has no setting '{key}'", where=f"{cls.__name__}.{key}", remedy=nearest(key, fields))
-    return cls(**{key: restore(hints[key], value) for key, value in data.items()})
+    return cls(**{key: _restored(hints[key], value, f"{cls.__name__}.{key}") for key, value in data.items()})
+
+
+def _restored(annotation: Any, value: Any, where: str) -> Any:
+    try:
+        return restore(annotation, value)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=error.where or where, why=error.why, remedy=error.remedy) from error
 
 
 def restore(annotation: Any, value: Any) -> Any:
@@ -174,6 +181,9 @@ def restore(annotation: Any, value: Any) -> Any:
     Args:
         annotation: A resolved type hint; dataclasses, classes with `from_plain`, tuples and unions of them are understood.
         value: The JSON value.
+
+    Raises:
+        ConfigError: If a number, a text or a truth value is asked for, and it is none.
     """
     candidates = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
     for candidate in candidates:
@@ -188,7 +198,22 @@ def restore(annotation: Any, value: Any) -> Any:
             return tuple(restore(inner[0] if inner[-1] is Ellipsis else inner[i], v) for i, v in enumerate(value))
         if origin is dict and isinstance(value, Mapping):
             return {k: restore(typing.get_args(candidate)[1], v) for k, v in value.items()}
+    scalars = [candidate for candidate in candidates if candidate in _SCALARS]
+    if len(scalars) == len(candidates) and not any(_fits(scalar, value) for scalar in scalars):
+        wanted = " or ".join("null" if scalar is type(None) else scalar.__name__ for scalar in scalars)
+        raise ConfigError(
+            f"{value!r} is not a value of kind {wanted}", why=f"it is a {type(value).__name__}", remedy="mind quotes and spelling"
+        )
     return value
+
+
+_SCALARS = (bool, int, float, str, type(None))
+
+
+def _fits(scalar: type, value: Any) -> bool:
+    if scalar in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if scalar is float else scalar)
 
 
 def _is_union(annotation: Any) -> bool:
@@ -258,4 +283,4 @@ def rebuild(recipe: Mapping[str, Any], allow: Sequence[str] = ()) -> Any:
     for key in arguments:
         if key not in known:
             raise ConfigError(f"{cls.__name__} has no setting '{key}'", where=f"{class_path}.{key}", remedy=nearest(key, known))
-    return cls(**{k: restore(hints.get(k, Any), v) for k, v in arguments.items()})
+    return cls(**{k: _restored(hints.get(k, Any), v, f"{class_path}.{k}") for k, v in arguments.items()})

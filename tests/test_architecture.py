@@ -114,9 +114,9 @@ def objectives() -> Iterator[str]:
     for _ in trees:  # as many rounds as the longest chain could have
         for stem, tree in trees.items():
             classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
-            leaves = [node for node in classes if {ast.unparse(base).split("[")[0] for base in node.bases} & known]
-            known |= {node.name for node in leaves}
-            if leaves:
+            derived = [node for node in classes if {ast.unparse(base).split("[")[0] for base in node.bases} & known]
+            known |= {node.name for node in derived}
+            if any("@abstractmethod" not in ast.unparse(node) for node in derived):
                 yield stem
 
 

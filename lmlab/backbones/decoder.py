@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from lmlab.backbones.base import Backbone, BackboneConfig
-from lmlab.backbones.stack import Stack
-from lmlab.config import require
-from lmlab.errors import ConfigError
+from lmlab.backbones.single import SingleStackBackbone
 from lmlab.nn.cache import KVCache
-from lmlab.nn.init import init_embedding
 
 
-class Decoder(Backbone):
+class Decoder(SingleStackBackbone):
     """Hidden states for causal language models.
 
     Args:
@@ -23,32 +17,7 @@ class Decoder(Backbone):
         pad_id: Id of the padding token.
     """
 
-    def __init__(self, config: BackboneConfig, vocab_size: int, pad_id: int) -> None:
-        super().__init__(config, vocab_size, pad_id)
-        self.stack = Stack(config, config.num_layers, "causal")
-
-    @classmethod
-    def check(cls, config: BackboneConfig, lengths: Mapping[str, int] | None = None) -> None:
-        """Refuses what `Backbone.check` does, and a depth for a side it does not have."""
-        super().check(config, lengths)
-        rule = "it is the depth of a decoder beside an encoder, and here is one stack only"
-        require(config.num_decoder_layers is None, config, "num_decoder_layers", rule, "leave it out; num_layers is the depth")
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The layers, in the order they run."""
-        return self.stack.blocks
-
-    def reset_parameters(self) -> None:
-        """Draws all weights anew."""
-        init_embedding(self.embedding, self.config.init_config())
-        self.stack.reset_parameters()
-
-    def flops(self, batch_size: int, length: int, decoder_length: int | None = None) -> int:
-        """Multiplications and additions of one forward pass; see `Backbone.flops`."""
-        if decoder_length is not None:
-            raise ConfigError("a Decoder has one side only", where="decoder_length", remedy="pass its length as `length`")
-        return self.stack.flops(batch_size, length)
+    direction = "causal"
 
     def forward(
         self,
@@ -83,5 +52,6 @@ class Decoder(Backbone):
             document_ids=document_ids,
             position_ids=position_ids if begun else self.count_positions(input_ids, position_ids),
             token_type_ids=token_type_ids,
+            direction=self.direction,
             cache=cache,
         )

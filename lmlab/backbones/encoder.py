@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from lmlab.backbones.base import Backbone, BackboneConfig
-from lmlab.backbones.stack import Stack
-from lmlab.config import require
-from lmlab.errors import ConfigError
-from lmlab.nn.init import init_embedding
+from lmlab.backbones.single import SingleStackBackbone
 
 
-class Encoder(Backbone):
+class Encoder(SingleStackBackbone):
     """Hidden states for masked language models, ELECTRA, sentence vectors and labelled tasks.
 
     Args:
@@ -22,32 +16,7 @@ class Encoder(Backbone):
         pad_id: Id of the padding token.
     """
 
-    def __init__(self, config: BackboneConfig, vocab_size: int, pad_id: int) -> None:
-        super().__init__(config, vocab_size, pad_id)
-        self.stack = Stack(config, config.num_layers, "bidirectional")
-
-    @classmethod
-    def check(cls, config: BackboneConfig, lengths: Mapping[str, int] | None = None) -> None:
-        """Refuses what `Backbone.check` does, and a depth for a side it does not have."""
-        super().check(config, lengths)
-        rule = "it is the depth of a decoder beside an encoder, and here is one stack only"
-        require(config.num_decoder_layers is None, config, "num_decoder_layers", rule, "leave it out; num_layers is the depth")
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The layers, in the order they run."""
-        return self.stack.blocks
-
-    def reset_parameters(self) -> None:
-        """Draws all weights anew."""
-        init_embedding(self.embedding, self.config.init_config())
-        self.stack.reset_parameters()
-
-    def flops(self, batch_size: int, length: int, decoder_length: int | None = None) -> int:
-        """Multiplications and additions of one forward pass; see `Backbone.flops`."""
-        if decoder_length is not None:
-            raise ConfigError("an Encoder has no decoder to count", where="decoder_length", remedy="leave it out")
-        return self.stack.flops(batch_size, length)
+    direction = "bidirectional"
 
     def forward(
         self,
@@ -79,4 +48,5 @@ class Encoder(Backbone):
             document_ids=document_ids,
             position_ids=position_ids if document_ids is not None else self.count_positions(input_ids, position_ids),
             token_type_ids=token_type_ids,
+            direction=self.direction,
         )

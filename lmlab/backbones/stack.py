@@ -86,6 +86,7 @@ class Stack(nn.Module):
         token_type_ids: Tensor | None = None,
         memory: Memory | None = None,
         cache: KVCache | None = None,
+        direction: Literal["bidirectional", "causal"] | None = None,
     ) -> Tensor:
         """Applies the layers.
 
@@ -97,6 +98,7 @@ class Stack(nn.Module):
             token_type_ids: (B, T) int64 segments; None is segment 0.
             memory: The encoder's states, if the layers read them.
             cache: Earlier tokens of the same rows; the other arguments are about the new ones.
+            direction: How to read this once; None is the stack's own way. Backbones of two kinds may share one stack.
 
         Returns:
             (B, T, D).
@@ -109,7 +111,8 @@ class Stack(nn.Module):
             position_ids = position.restarting_positions(document_ids) if restarts else torch.arange(length, device=vectors.device)  # type: ignore[arg-type]
         x = self._enter(vectors, position_ids, token_type_ids, past)
         dtype = mask.compute_dtype(x)
-        visible = self._visibility(x, dtype, attention_mask, document_ids, past)
+        causal = self.causal if direction is None else direction == "causal"
+        visible = self._visibility(x, dtype, attention_mask, document_ids, past, causal)
         rope = self.config.position == "rope"
         table = position.rotary(position_ids, self.config.head_width, self.config.rope_base, dtype) if rope else None
         recompute = self.config.checkpointing == "blocks" and self.training and torch.is_grad_enabled() and cache is None
@@ -172,16 +175,16 @@ class Stack(nn.Module):
         return x if self.projection is None else self.projection(x).to(x.dtype)  # autocast must not narrow the residual stream
 
     def _visibility(
-        self, x: Tensor, dtype: torch.dtype, attention_mask: Tensor | None, document_ids: Tensor | None, past: int
+        self, x: Tensor, dtype: torch.dtype, attention_mask: Tensor | None, document_ids: Tensor | None, past: int, causal: bool
     ) -> Visibility:
         length = x.shape[1]
-        ahead = self.causal and length > 1
+        ahead = causal and length > 1
         free = attention_mask is None and self.config.position not in ("t5", "alibi")
         if free and document_ids is None and (past == 0 or not ahead):
             return Visibility(causal=ahead)
         dropout = self.config.attention_dropout if self.training else 0.0
         if free and document_ids is not None and varlen.applicable(x, dtype, dropout):
-            return Visibility(causal=self.causal, segments=varlen.segments(document_ids))
+            return Visibility(causal=causal, segments=varlen.segments(document_ids))
         allowed = [] if attention_mask is None else [mask.unpadded(attention_mask)]
         if document_ids is not None:
             allowed.append(mask.same_document(document_ids, document_ids))

@@ -30,7 +30,9 @@ Further keys, where they apply:
 - `document_ids`: (B, T) int64, which document each token belongs to; absent when a row is one document.
 - `position_ids`: (B, T) int64, restarting with each document; absent when 0..T-1.
 - `decoder_*`: the same for a decoder beside an encoder.
+- `token_type_ids`: (B, T) int64, which of two texts in a row a token belongs to.
 - `supervised`: (N,) int64, flat indices into B * T of the rows a head must see; absent when all of them.
+- `num_labelled`: (1,) int64, labelled tokens; absent when that is the sum of `counts`.
 - `window`: written by the loader, see `lmlab.data.loader`.
 - `is_filler`: True for an evaluation batch that is computed, because other ranks compute one, but does not count.
 """
@@ -94,6 +96,9 @@ class Feed:
         lookahead: Further tokens at the end of each block, so that the last position has a label (1 for a causal LM).
         word_starts: Whether examples carry the beginnings of words. In Chinese, which writes no spaces, a word is a piece of the
             vocabulary (`pieces`), or what a dictionary says (`words`, needs the extra `zh`).
+        negatives: For half of the sentence pairs: the second is one of another document (`document`), or the two are swapped (`order`).
+        loss_over: `batch` if the examples of a step are compared with each other. Then a rank's share of the step is handed out as
+            one batch, so that the size of a micro-batch does not decide what is compared; the objective cuts it into passes itself.
     """
 
     view: Literal["blocks", "sentences", "sentence_pairs"]
@@ -104,6 +109,8 @@ class Feed:
     suffix: tuple[int, ...] = ()
     lookahead: int = 0
     word_starts: Literal["none", "pieces", "words"] = "none"
+    negatives: Literal["none", "document", "order"] = "none"
+    loss_over: Literal["examples", "batch"] = "examples"
 
     def __post_init__(self) -> None:
         """Checks the choices."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lmlab.data.views import View
 
 TRAIN_ORDER, DROPOUT = 0, 1  # streams of randomness that must not meet
+EVAL_SEED = 0
+"""Seed of the evaluation's corruption and pairs, the same in every run, so that runs can be compared."""
 
 
 class Window(NamedTuple):
@@ -36,10 +38,11 @@ class Window(NamedTuple):
     Args:
         counts: Terms per part over this rank's share of the window, (1,) int64 each.
         tokens: Raw corpus tokens in this rank's share of the window.
-        supervised: Terms over all parts in this rank's share of the window.
+        supervised: Labelled tokens in this rank's share of the window.
         index: Which micro-batch of the window this is.
         size: Micro-batches in the window on this rank.
         position: Examples consumed by all ranks once this window is done.
+        micro_size: Examples of a forward pass: fewer than this batch has where the loss is over the batch.
         seed: For dropout; a function of the run's seed and the position of the first example of the micro-batch.
     """
 
@@ -49,6 +52,7 @@ class Window(NamedTuple):
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]  nobody looks a window up in itself
     size: int
     position: int
+    micro_size: int
     seed: int
 
     @property
@@ -71,12 +75,14 @@ class BatchPlan:
         micro_size: Examples per forward pass on one rank.
         rank: This rank among the data-parallel ranks.
         world_size: Data-parallel ranks.
+        loss_over: `batch` keeps this rank's share of a window in one piece.
     """
 
     global_size: int
     micro_size: int
     rank: int = 0
     world_size: int = 1
+    loss_over: Literal["examples", "batch"] = "examples"
 
     def __post_init__(self) -> None:
         """Checks that the cut comes out even."""
@@ -91,8 +97,13 @@ class BatchPlan:
 
     @property
     def num_micro(self) -> int:
-        """Micro-batches per window on each rank: the gradient accumulation."""
-        return self.global_size // (self.micro_size * self.world_size)
+        """Batches per window on each rank: the gradient accumulation."""
+        return self.global_size // (self.batch_size * self.world_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in one of them."""
+        return self.micro_size if self.loss_over == "examples" else self.global_size // self.world_size
 
     def positions(self, window: int) -> list[int]:
         """Positions of this rank's examples in a window, in the order in which they are consumed.
@@ -103,6 +114,25 @@ class BatchPlan:
         start, stride = window * self.global_size, self.micro_size * self.world_size
         first = range(start + self.rank * self.micro_size, start + self.global_size, stride)
         return [n for begin in first for n in range(begin, begin + self.micro_size)]
+
+
+def deal(num_examples: int, plan: BatchPlan, rank: int) -> list[list[int]]:
+    """Which evaluation examples a rank sees in which batch.
+
+    Where the loss is over a batch, batches are those of one rank alone, whole ones only, dealt out in turn: then the number of ranks
+    does not decide what is compared.
+
+    Args:
+        num_examples: Of the evaluation.
+        plan: How batches are cut.
+        rank: Of the data-parallel ranks.
+    """
+    if plan.loss_over == "batch":
+        whole = max(num_examples // plan.global_size, 1) * plan.global_size
+        batches = [list(range(i, min(i + plan.global_size, num_examples))) for i in range(0, whole, plan.global_size)]
+        return batches[rank :: plan.world_size]
+    share = range(rank, num_examples, plan.world_size)
+    return [list(share[i : i + plan.micro_size]) for i in range(0, len(share), plan.micro_size)]
 
 
 class WindowSampler(Sampler[list[int]]):
@@ -147,7 +177,7 @@ class OrderedView(Dataset[Example]):
             index = position * len(self.view) // self.size
         else:
             index = example_at(position, len(self.view), hash64(self.seed, TRAIN_ORDER))
-        return self.view[index]._replace(position=position)
+        return self.view.draw(index, position, EVAL_SEED if self.seed is None else self.seed)
 
 
 @dataclass(frozen=True)
@@ -166,16 +196,16 @@ class WindowCollator:
 
     def __call__(self, examples: Sequence[Example]) -> list[Batch]:
         """One batch for each micro-batch of the window, each with its `Window` under the key `window`."""
-        size = self.plan.micro_size
+        size = self.plan.batch_size
         groups = [examples[i : i + size] for i in range(0, len(examples), size)]
         batches = [self.collate(group, self.seed) for group in groups]
         counts = {part: torch.stack([b["counts"][part] for b in batches]).sum(0) for part in batches[0]["counts"]}
         tokens = sum(int(b["tokens"]) for b in batches)
-        supervised = sum(int(count) for count in counts.values())
+        supervised = sum(int(b["num_labelled"] if "num_labelled" in b else sum(b["counts"].values())) for b in batches)
         position = (examples[0].position // self.plan.global_size + 1) * self.plan.global_size
         for index, (batch, group) in enumerate(zip(batches, groups, strict=True)):
             seed = hash64(self.seed, DROPOUT, group[0].position)
-            batch["window"] = Window(counts, tokens, supervised, index, len(batches), position, seed)
+            batch["window"] = Window(counts, tokens, supervised, index, len(batches), position, self.plan.micro_size, seed)
         return batches
 
 
@@ -185,11 +215,11 @@ class EvalCollator:
 
     Args:
         collate: The objective's evaluation collator.
-        seed: Fixed seed of the evaluation corruption, the same in every run, so that runs can be compared.
+        seed: Of the evaluation's corruption.
     """
 
     collate: Collator
-    seed: int = 0
+    seed: int = EVAL_SEED
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """One batch."""

@@ -12,7 +12,7 @@ import torch
 from lmlab.config import check_choices, require
 from lmlab.data.batch import IGNORE_INDEX, Batch, Example
 from lmlab.data.order import rng
-from lmlab.data.packing import document_keys, stack
+from lmlab.data.packing import pad
 
 MASKING = 2  # stream of randomness
 
@@ -77,6 +77,7 @@ class MLMCollator:
         config: How tokens are masked.
         prob: Masking rate of the first example.
         mask_id: Id of the mask token.
+        pad_id: Id of the padding token, for rows of several lengths.
         ordinary_ids: Number of ids from which random tokens are drawn; `special_ids` among them are redrawn.
         special_ids: Ids that are never masked and never drawn.
     """
@@ -84,6 +85,7 @@ class MLMCollator:
     config: MaskingConfig
     prob: float
     mask_id: int
+    pad_id: int
     ordinary_ids: int
     special_ids: tuple[int, ...]
 
@@ -91,9 +93,10 @@ class MLMCollator:
         """Corrupts and stacks.
 
         Returns:
-            Batch with `input_ids` and `labels` (B, T), `supervised` (N,) and, where rows hold several documents, their keys.
+            Batch with `input_ids` and `labels` (B, T), `supervised` (N,) and what `pad` adds.
         """
-        input_ids = stack(examples, "input_ids")
+        keys = pad(examples, self.pad_id)
+        input_ids = keys["input_ids"]
         labels = torch.full_like(input_ids, IGNORE_INDEX)
         for row, example in enumerate(examples):
             generator = rng(seed, MASKING, example.position, example.index)
@@ -103,12 +106,11 @@ class MLMCollator:
             input_ids[row, chosen] = torch.from_numpy(self.replace(original, generator))
         supervised = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         return {
-            "input_ids": input_ids,
+            **keys,
             "labels": labels,
             "supervised": supervised,
             "counts": {"mlm": torch.tensor([supervised.numel()])},
             "tokens": torch.tensor([sum(e.num_raw_tokens for e in examples)]),
-            **document_keys(np.stack([e.document_ids for e in examples])),
         }
 
     def choose(self, example: Example, generator: np.random.Generator) -> np.ndarray:

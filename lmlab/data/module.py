@@ -15,7 +15,7 @@ from lmlab.config import Recorded, require
 from lmlab.data.batch import Batch, Feed
 from lmlab.data.cleaning import CleaningConfig
 from lmlab.data.corpus import Corpus, open_corpus
-from lmlab.data.loader import BatchPlan, EvalCollator, EvalLoader, OrderedView, WindowCollator, WindowLoader
+from lmlab.data.loader import BatchPlan, EvalCollator, EvalLoader, OrderedView, WindowCollator, WindowLoader, deal
 from lmlab.data.store import StoreConfig, TokenStore, build_store
 from lmlab.data.views import make_view
 from lmlab.errors import CheckpointError, ConfigError
@@ -98,7 +98,8 @@ class CorpusModule(Recorded, LightningDataModule):
         """How the global batch is cut on this rank."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         micro = max(1, self.global_batch_size // world) if self.micro_batch_size is None else self.micro_batch_size
-        return BatchPlan(global_size=self.global_batch_size, micro_size=micro, rank=rank, world_size=world)
+        over = self.feed.loss_over if self.feed else "examples"
+        return BatchPlan(global_size=self.global_batch_size, micro_size=micro, rank=rank, world_size=world, loss_over=over)
 
     def train_dataloader(self) -> WindowLoader:
         """Stamped micro-batches from the current position on, without end."""
@@ -194,10 +195,8 @@ class CorpusModule(Recorded, LightningDataModule):
 
     def _eval_loader(self, split: str) -> EvalLoader:
         feed, _ = self._fed()
-        plan = self.plan
-        view = self.evaluation(split)
-        share = range(plan.rank, len(view), plan.world_size)
-        batches = [list(share[i : i + plan.micro_size]) for i in range(0, len(share), plan.micro_size)]
-        longest = -(-len(view) // plan.world_size)  # the share of rank 0
-        fillers = -(-longest // plan.micro_size) - len(batches)  # every rank makes as many passes, for sharded models work together
-        return EvalLoader(view, EvalCollator(feed.eval_collate), batches, fillers)
+        view, plan = self.evaluation(split), self.plan
+        dealt = [deal(len(view), plan, rank) for rank in range(plan.world_size)]
+        mine = dealt[plan.rank]
+        # every rank makes as many passes, for sharded models work together
+        return EvalLoader(view, EvalCollator(feed.eval_collate), mine, max(map(len, dealt)) - len(mine))

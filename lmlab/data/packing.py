@@ -22,6 +22,25 @@ def stack(examples: Sequence[Example], field: Literal["input_ids", "document_ids
     return torch.from_numpy(np.stack([getattr(e, field) for e in examples]))
 
 
+def pad(examples: Sequence[Example], pad_id: int) -> dict[str, Tensor]:
+    """Tokens of examples, which may be of several lengths, and what keeps them from seeing too much.
+
+    Args:
+        examples: Blocks of one length, or rows of one document each.
+        pad_id: Fills rows up to the longest.
+
+    Returns:
+        Batch keys: `input_ids` (B, T) int64; with padding `attention_mask` (B, T) bool, else what `document_keys` gives.
+    """
+    lengths = np.array([len(e.input_ids) for e in examples])
+    if (lengths == lengths[0]).all():
+        return {"input_ids": stack(examples, "input_ids"), **document_keys(np.stack([e.document_ids for e in examples]))}
+    ids = np.full((len(examples), lengths.max()), pad_id, np.int64)
+    for row, example in zip(ids, examples, strict=True):
+        row[: len(example.input_ids)] = example.input_ids
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None])}
+
+
 def document_keys(document_ids: np.ndarray, prefix: str = "") -> dict[str, Tensor]:
     """Batch keys for rows that hold several documents; none when every row holds one, which is faster.
 

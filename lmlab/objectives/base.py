@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,47 +15,14 @@ from lmlab.config import Recorded
 from lmlab.data.batch import IGNORE_INDEX, Batch, Example, Feed
 from lmlab.data.loader import Window
 from lmlab.errors import ConfigError
+from lmlab.losses import Losses, Means, Tally
+from lmlab.objectives.passes import Outcome, Pass, Step
 from lmlab.optim import OptimizerConfig, ScheduleConfig, set_learning_rate
 from lmlab.run.samples import Sample
 from lmlab.tokenizer import Tokenizer
 
 FORMAT = 1
 """Version of what an objective writes into a checkpoint."""
-
-
-class Part(NamedTuple):
-    """One term of a loss, not yet normalised.
-
-    Args:
-        sum: () float, summed over its terms in this micro-batch.
-        count: (1,) int64, how many terms.
-        weight: Its share in the total.
-    """
-
-    sum: Tensor
-    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  nobody counts the fields of a part
-    weight: float = 1.0
-
-
-class Losses(NamedTuple):
-    """What an objective makes of a batch.
-
-    Args:
-        parts: Terms of the loss. The total is the sum over parts of weight * sum / *global* count of that part.
-        monitors: Ratios to report, such as accuracy; no gradient flows from them.
-    """
-
-    parts: dict[str, Part]
-    monitors: dict[str, Part]
-
-    def total(self, counts: dict[str, Tensor]) -> Tensor:
-        """The differentiated loss.
-
-        Args:
-            counts: Global number of terms of each part over the whole window.
-        """
-        terms = [part.weight * part.sum / counts[name].clamp(min=1) for name, part in self.parts.items()]
-        return torch.stack([t.squeeze() for t in terms]).sum()
 
 
 class Prediction(NamedTuple):
@@ -86,45 +53,6 @@ class Progress(Protocol):
         ...
 
 
-class Tally:
-    """Adds up sums and counts over micro-batches, so that a mean is taken once, over everything."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
-
-    def add(self, losses: Losses, is_filler: bool = False) -> None:
-        """Takes in one micro-batch; keeps no graph and does not wait for the device.
-
-        Args:
-            losses: What the objective made of it.
-            is_filler: Whether only its names count, so that all ranks add up the same table.
-        """
-        for name, part in (losses.parts | losses.monitors).items():
-            dtype = torch.float32 if part.sum.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-            pair = torch.stack([part.sum.detach().to(dtype).squeeze(), part.count.to(part.sum.device, dtype).squeeze()])
-            pair = torch.zeros_like(pair) if is_filler else pair
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
-        self._weights.update({name: part.weight for name, part in losses.parts.items()})
-
-    def means(self, reduce: Any) -> dict[str, float]:
-        """Mean of each part and monitor, and the weighted total of the parts under `loss`; empties the tally.
-
-        What had no terms at all has no mean: NaN, not a loss of zero that would pass for the best.
-
-        Args:
-            reduce: Sums a tensor over all ranks.
-        """
-        if not self._sums:
-            return {}
-        names = list(self._sums)
-        table = reduce(torch.stack([self._sums[n] for n in names])).tolist()
-        means = {name: total / count if count else float("nan") for name, (total, count) in zip(names, table, strict=True)}
-        loss = sum(weight * means[name] for name, weight in self._weights.items())
-        self._sums = {}
-        return {"loss": loss, **{name: value for name, value in means.items() if len(self._weights) > 1 or name not in self._weights}}
-
-
 class Objective(Recorded, LightningModule, ABC):
     """Base of every pretraining technique.
 
@@ -152,8 +80,8 @@ class Objective(Recorded, LightningModule, ABC):
     # what a leaf gives
 
     @abstractmethod
-    def feed(self) -> Feed:
-        """What the data module is to feed."""
+    def feed(self) -> Feed | Mapping[str, Feed]:
+        """What the data module is to feed; several by name, where several objectives are trained at once."""
 
     @abstractmethod
     def build(self, backbone: nn.Module | None = None) -> None:
@@ -178,6 +106,34 @@ class Objective(Recorded, LightningModule, ABC):
         Args:
             batch: What the collator made; only shapes are read.
         """
+
+    def passes(self, batch: Batch, step: Step) -> list[Pass]:
+        """The forward passes of a micro-batch, each differentiated before the next is called; their gradients add up.
+
+        Where a technique needs several (a cache of gradients, an adversarial example), or another combination of gradients than
+        their sum, it overrides this: for the latter with a pass whose loss has the combined gradient.
+
+        Args:
+            batch: What the collator made.
+            step: The optimiser step it belongs to.
+        """
+
+        def plain() -> Outcome:
+            losses = self(batch)
+            return Outcome(step.total(losses), losses)
+
+        return [plain]
+
+    def summary(self, means: Means) -> Means:
+        """Makes of the means of parts and monitors what is reported: what is no ratio itself, but a function of ratios.
+
+        Args:
+            means: Over everything that was measured; tensors where monitors are tensors.
+
+        Returns:
+            Numbers.
+        """
+        return means
 
     def predicted_ids(self, batch: Batch) -> Tensor:
         """The likeliest token wherever the batch has a label; for objectives whose labels are tokens.
@@ -214,9 +170,14 @@ class Objective(Recorded, LightningModule, ABC):
             self.build()
             self._is_built = True
 
-    def forward(self, batch: Batch) -> Losses:
-        """The losses of a batch; sharding and `compile()` hook this call, so every hook goes through it."""
-        return self.losses(batch)
+    def forward(self, batch: Batch, of: str = "losses") -> Any:
+        """The losses of a batch; sharding and `compile()` hook this call, so every pass goes through it.
+
+        Args:
+            batch: What the collator made.
+            of: Name of the method to call: `losses`, or another pure one that a pass of this objective needs.
+        """
+        return getattr(self, of)(batch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the learning rate, a pure function of the progress through the budget, before the first pass of a window."""
@@ -226,15 +187,30 @@ class Objective(Recorded, LightningModule, ABC):
             set_learning_rate(self._optimizer, self.schedule_config.factor(progress) * self._plateau.factor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One pass of a window: dropout is seeded by position, the loss normalised by the window's global counts."""
+        """The passes of a micro-batch: dropout is seeded by position, losses are normalised by the window's global counts.
+
+        All passes but the last are differentiated here, the last one by Lightning, which then lets ranks exchange gradients.
+        """
         window: Window = batch["window"]
         torch.manual_seed(window.seed)
         if window.is_first:
+            self._optimizer.zero_grad()
             self._window_counts = {name: self._sum_over_ranks(count.clone()) for name, count in window.counts.items()}
-        losses = self({key: value for key, value in batch.items() if key != "window"})
-        self._train_tally.add(losses)
+        world_size = self.trainer.world_size
+        step = Step(window, self._window_counts, world_size, self._sum_over_ranks)
+        *earlier, last = self.passes({key: value for key, value in batch.items() if key != "window"}, step)
+        for one in earlier:
+            self.trainer.strategy.backward(self._reported(one()) * world_size, None)
         # undoes Lightning's division by the accumulation and the mean over ranks: the counts are global already
-        return losses.total(self._window_counts) * (window.size * self.trainer.world_size)
+        return self._reported(last()) * (window.size * world_size)
+
+    def _reported(self, outcome: Outcome) -> Tensor:
+        if outcome.report is not None:
+            self._train_tally.add(outcome.report)
+        return outcome.loss
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: Lightning calls this after the training step, which would take the gradients of all passes but the last."""
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Logs the mean over the window after the optimiser's step, every so often and at the end of the run."""
@@ -243,7 +219,7 @@ class Objective(Recorded, LightningModule, ABC):
             if self.trainer.global_step % every and not self.trainer.should_stop:
                 self._train_tally = Tally()  # nothing is carried on: a resumed run logs what an uninterrupted one does
                 return
-            means = self._train_tally.means(self._sum_over_ranks)
+            means = self._train_tally.means(self._sum_over_ranks, self.summary)
             # `step` is what loggers plot against: steps done, counted from 1
             self.log("step", float(self.trainer.global_step))
             self.log("train/learning_rate", self._optimizer.param_groups[0]["lr"])
@@ -299,7 +275,7 @@ class Objective(Recorded, LightningModule, ABC):
         self._eval_tally.add(self(batch), is_filler="is_filler" in batch)
 
     def _log_eval(self, stage: str) -> None:
-        means = self._eval_tally.means(self._sum_over_ranks)
+        means = self._eval_tally.means(self._sum_over_ranks, self.summary)
         # the values are the same on all ranks; `sync_dist` only keeps Lightning from warning that they might not be
         sync = self.trainer.world_size > 1
         self.log("step", float(self.trainer.global_step), sync_dist=sync)

@@ -16,9 +16,10 @@ from lmlab.data.packing import document_keys, stack
 from lmlab.decoding import DecodingConfig, decode
 from lmlab.errors import ConfigError
 from lmlab.heads import LMHead
+from lmlab.losses import Part
 from lmlab.nn.cache import KVCache
 from lmlab.nn.evaluation import evaluating
-from lmlab.objectives.base import Losses, Objective, Part
+from lmlab.objectives.tokens import TokenObjective
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.run.samples import Piece, Sample
 from lmlab.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ class CLMCollator:
         }
 
 
-class CLM(Objective):
+class CLM(TokenObjective):
     """Causal language modelling over packed blocks.
 
     Documents begin with the BOS token, which is also what the last token of the document before must predict, so every token of
@@ -62,8 +63,8 @@ class CLM(Objective):
     Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.1, equation 1.
     """
 
+    part = "clm"
     backbone: Decoder
-    head: LMHead
     token_bytes: Tensor
 
     def __init__(
@@ -93,20 +94,23 @@ class CLM(Objective):
         self.register_buffer("token_bytes", torch.from_numpy(self.tokenizer.token_bytes()), persistent=False)
         self._counts_bytes = tells_bytes(self.tokenizer)
 
-    def losses(self, batch: Batch) -> Losses:
-        """Cross-entropy of every next token.
+    def rows_of(self, states: Tensor, batch: Batch) -> Tensor:
+        """(B * T, D) states of every position."""
+        return states.flatten(0, 1)
 
-        Returns:
-            Part `clm`, in nats; monitor `bits_per_byte` outside training, if the tokenizer tells how many bytes a text has
-            (`tells_bytes`): those of another text would not be comparable with it.
+    def row_labels(self, batch: Batch) -> Tensor:
+        """(B * T,) the token after each position."""
+        return batch["labels"].flatten()
+
+    def monitors(self, rows: Tensor, labels: Tensor, part: Part) -> dict[str, Part]:
+        """`bits_per_byte`, if the tokenizer tells how many bytes a text has (`tells_bytes`): those of another text compare with nothing.
+
+        Args:
+            rows: (N, D).
+            labels: (N,) int64.
+            part: The loss.
         """
-        labels = batch["labels"].flatten()
-        nats = self.head.nats(self.states(batch).flatten(0, 1), labels)
-        part = Part(nats, batch["counts"]["clm"])
-        if self.training or not self._counts_bytes:
-            return Losses({"clm": part}, {})
-        num_bytes = self.token_bytes[labels].sum()
-        return Losses({"clm": part}, {"bits_per_byte": Part(nats.detach() / np.log(2), num_bytes)})
+        return {"bits_per_byte": Part(part.sum.detach() / np.log(2), self.token_bytes[labels].sum())} if self._counts_bytes else {}
 
     def predicted_ids(self, batch: Batch) -> Tensor:
         """The likeliest token at each position, (B, T) int64."""

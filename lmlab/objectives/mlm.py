@@ -17,7 +17,7 @@ from lmlab.data.masking import MaskingConfig, MLMCollator
 from lmlab.errors import DataError
 from lmlab.heads import MLMHead
 from lmlab.nn.evaluation import evaluating
-from lmlab.objectives.base import Losses, Objective, Part
+from lmlab.objectives.tokens import TokenObjective
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.run.samples import Piece, Sample, merge
 from lmlab.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ class Filling(NamedTuple):
     probability: float
 
 
-class MLM(Objective):
+class MLM(TokenObjective):
     """Masked language modelling over packed blocks, masked anew in every epoch.
 
     The head runs on the masked positions only.
@@ -52,8 +52,8 @@ class MLM(Objective):
     Source: Devlin et al. 2019, "BERT", section 3.1, task 1; Liu et al. 2019, "RoBERTa", section 4.1 (dynamic masking).
     """
 
+    part = "mlm"
     backbone: Encoder
-    head: MLMHead
 
     def __init__(
         self,
@@ -76,7 +76,9 @@ class MLM(Objective):
     def feed(self) -> Feed:
         """Packed blocks, each document between CLS and SEP; the evaluation masks at a fixed rate, the same positions every time."""
         tokenizer = self.tokenizer
-        collate = MLMCollator(self.masking, self.mask_prob, tokenizer.mask_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids)))
+        collate = MLMCollator(
+            self.masking, self.mask_prob, tokenizer.mask_id, tokenizer.pad_id, tokenizer.vocab_size, tuple(sorted(tokenizer.special_ids))
+        )
         frozen = dataclasses.replace(self.masking, final_prob=None, final_at_examples=None)
         return Feed(
             view="blocks",
@@ -94,28 +96,24 @@ class MLM(Objective):
         self.backbone = Encoder(config, size, self.tokenizer.pad_id) if backbone is None else Encoder.expect(backbone)
         self.head = MLMHead(config, vocab_size=size, embedding=self.backbone.embedding)
 
-    def losses(self, batch: Batch) -> Losses:
-        """Cross-entropy of the masked tokens.
+    def rows_of(self, states: Tensor, batch: Batch) -> Tensor:
+        """(N, D) states of the masked positions."""
+        return states.flatten(0, 1).index_select(0, batch["supervised"])
 
-        Returns:
-            Part `mlm`, in nats; monitor `accuracy` outside training.
-        """
-        rows = self.states(batch).flatten(0, 1).index_select(0, batch["supervised"])
-        labels = batch["labels"].flatten().index_select(0, batch["supervised"])
-        part = Part(self.head.nats(rows, labels), batch["counts"]["mlm"])
-        if self.training:
-            return Losses({"mlm": part}, {})
-        return Losses({"mlm": part}, {"accuracy": Part((self.head(rows).argmax(-1) == labels).sum(), part.count)})
+    def row_labels(self, batch: Batch) -> Tensor:
+        """(N,) what stood at the masked positions."""
+        return batch["labels"].flatten().index_select(0, batch["supervised"])
 
     def predicted_ids(self, batch: Batch) -> Tensor:
         """The likeliest token at each masked position, (B, T) int64; `IGNORE_INDEX` elsewhere."""
-        rows = self.states(batch).flatten(0, 1).index_select(0, batch["supervised"])
         flat = torch.full_like(batch["labels"], IGNORE_INDEX).flatten()
-        return flat.index_copy(0, batch["supervised"], self.head(rows).argmax(-1)).view_as(batch["labels"])
+        return flat.index_copy(0, batch["supervised"], self.head(self.rows_of(self.states(batch), batch)).argmax(-1)).view_as(
+            batch["labels"]
+        )
 
     def states(self, batch: Batch) -> Tensor:
         """(B, T, D) contextual states."""
-        keys = ("attention_mask", "document_ids", "position_ids")
+        keys = ("attention_mask", "document_ids", "position_ids", "token_type_ids")
         return self.backbone(batch["input_ids"], **{k: batch[k] for k in keys if k in batch})
 
     def fill(self, text: str, num_choices: int = 5) -> list[list[Filling]]:

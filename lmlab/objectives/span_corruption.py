@@ -16,13 +16,13 @@ from lmlab.errors import ConfigError
 from lmlab.heads import LMHead
 from lmlab.nn.cache import KVCache
 from lmlab.nn.evaluation import evaluating
-from lmlab.objectives.base import Losses, Objective, Part
+from lmlab.objectives.tokens import TokenObjective
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.run.samples import Piece, Sample, merge
 from lmlab.tokenizer import Tokenizer
 
 
-class SpanCorruption(Objective):
+class SpanCorruption(TokenObjective):
     """T5's denoising objective over packed blocks.
 
     The length of the raw text is chosen so that input and target come out full, without padding.
@@ -40,8 +40,8 @@ class SpanCorruption(Objective):
     3.1.4 and 3.3.4 (15 %, mean span 3).
     """
 
+    part = "span_corruption"
     backbone: EncoderDecoder
-    head: LMHead
 
     def __init__(
         self,
@@ -85,17 +85,13 @@ class SpanCorruption(Objective):
         self.backbone = EncoderDecoder(config, size, self.tokenizer.pad_id) if backbone is None else EncoderDecoder.expect(backbone)
         self.head = LMHead(config, vocab_size=size, embedding=self.backbone.embedding)
 
-    def losses(self, batch: Batch) -> Losses:
-        """Cross-entropy of the target tokens.
+    def rows_of(self, states: Tensor, batch: Batch) -> Tensor:
+        """(B * T, D) states of the decoder at each target position."""
+        return states.flatten(0, 1)
 
-        Returns:
-            Part `span_corruption`, in nats; monitor `accuracy` outside training.
-        """
-        rows, labels = self.states(batch).flatten(0, 1), batch["labels"].flatten()
-        part = Part(self.head.nats(rows, labels), batch["counts"]["span_corruption"])
-        if self.training:
-            return Losses({"span_corruption": part}, {})
-        return Losses({"span_corruption": part}, {"accuracy": Part((self.head(rows).argmax(-1) == labels).sum(), part.count)})
+    def row_labels(self, batch: Batch) -> Tensor:
+        """(B * T,) the target tokens."""
+        return batch["labels"].flatten()
 
     def predicted_ids(self, batch: Batch) -> Tensor:
         """The likeliest token at each position, (B, T) int64."""

@@ -42,7 +42,7 @@ class ExponentialMovingAverage:
 
     One tensor a parameter, made like it: a sharded parameter has a sharded average, and no copy of the module is needed. Half-precision
     parameters are averaged in float32, where a change of a thousandth is not lost. Buffers are not averaged; while the
-    averages stand in, the module uses the buffers it has. Tied parameters are averaged once.
+    averages stand in, the module uses the buffers it has. Tied parameters are averaged once, frozen ones not at all.
 
     Args:
         module: Its parameters must be what they will stay: make this after sharding.
@@ -54,7 +54,7 @@ class ExponentialMovingAverage:
         self.config = config or EMAConfig()
         self.num_updates = 0
         """How often the average was updated."""
-        self._parameters = dict(module.named_parameters())
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._averages = {name: _wide(p).clone() for name, p in self._parameters.items()}
         self._stashed: list[Tensor] | None = None
 

@@ -196,5 +196,5 @@ def test_refusals(ids) -> None:
         both(ids, ids, document_ids=DOCUMENTS)
     with pytest.raises(ConfigError, match="two rows"):
         both.flops(1, 2)
-    with pytest.raises(ConfigError, match="no decoder"):
+    with pytest.raises(ConfigError, match="Encoder has no decoder"):
         Encoder(config, VOCAB_SIZE, pad_id=0).flops(1, 2, 3)

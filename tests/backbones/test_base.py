@@ -127,17 +127,20 @@ def test_rows_longer_than_a_learned_table_are_refused_beforehand(kind) -> None:
         kind.check(replace(config, position="rope"), {"length": length})
 
 
-def test_a_shared_backbone_must_be_of_the_kind_that_is_expected() -> None:
-    """An encoder handed to a causal objective would see what it has to predict."""
+def test_a_backbone_of_one_stack_is_shared_in_either_direction_and_one_of_two_stacks_as_it_is() -> None:
     config = BackboneConfig(hidden_size=8, num_heads=2, num_layers=1)
-    backbones = [kind(config, vocab_size=5, pad_id=0) for kind in (Encoder, Decoder, EncoderDecoder)]
-    for given in backbones:
+    for given in [kind(config, vocab_size=5, pad_id=0) for kind in (Encoder, Decoder, EncoderDecoder)]:
         for kind in (Encoder, Decoder, EncoderDecoder):
             if type(given) is kind:
                 assert kind.expect(given) is given
-            else:
+            elif EncoderDecoder in (kind, type(given)):
                 with pytest.raises(ConfigError, match=type(given).__name__):
                     kind.expect(given)
+            else:
+                taken = kind.expect(given)
+                assert type(taken) is kind
+                assert [id(p) for p in taken.parameters()] == [id(p) for p in given.parameters()]
+                assert taken.state_dict().keys() == given.state_dict().keys()
 
 
 def test_sizes_that_follow_from_others() -> None:

@@ -28,6 +28,9 @@ class Numbers:
     def __getitem__(self, index: int) -> Example:
         return Example(0, index, np.array([index]), np.zeros(1, np.int64), 1 + index % 3)
 
+    def draw(self, index: int, position: int, seed: int) -> Example:
+        return self[index]._replace(position=position)
+
 
 class Ragged:
     """Counts differ from example to example."""

@@ -15,7 +15,7 @@ from lmlab.data.batch import IGNORE_INDEX, Example
 from lmlab.data.masking import MaskingConfig, MLMCollator
 from lmlab.errors import ConfigError
 
-SPECIALS, MASK, VOCAB = (0, 1, 2, 3), 3, 50
+SPECIALS, PAD, MASK, VOCAB = (0, 1, 2, 3), 0, 3, 50
 
 
 def example(length: int, position: int = 0, index: int = 0, words: bool = False) -> Example:
@@ -27,7 +27,7 @@ def example(length: int, position: int = 0, index: int = 0, words: bool = False)
 
 
 def collator(prob: float = 0.15, **config: object) -> MLMCollator:
-    return MLMCollator(MaskingConfig(**config), prob, MASK, VOCAB, SPECIALS)  # type: ignore[arg-type]
+    return MLMCollator(MaskingConfig(**config), prob, MASK, PAD, VOCAB, SPECIALS)  # type: ignore[arg-type]
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,7 +105,7 @@ def test_an_example_of_special_tokens_only_is_left_alone(unit: str) -> None:
 def test_the_rate_follows_its_schedule_over_position() -> None:
     config = MaskingConfig(final_prob=0.1, final_at_examples=1000)
     assert [config.prob(0.3, n) for n in (0, 500, 1000, 5000)] == pytest.approx([0.3, 0.2, 0.1, 0.1])
-    masked = [MLMCollator(config, 0.3, MASK, VOCAB, SPECIALS)([example(100, n, 0)], 0)["counts"]["mlm"].item() for n in (0, 500, 1000)]
+    masked = [MLMCollator(config, 0.3, MASK, PAD, VOCAB, SPECIALS)([example(100, n, 0)], 0)["counts"]["mlm"].item() for n in (0, 500, 1000)]
     assert masked == [30, 20, 10]
 
 

@@ -17,7 +17,8 @@ from lmlab.callbacks import Budget
 from lmlab.config import rebuild
 from lmlab.data.loader import EvalCollator, EvalLoader, OrderedView
 from lmlab.errors import ConfigError
-from lmlab.objectives.base import Losses, Objective, Part, Tally
+from lmlab.losses import Losses, Part, Tally
+from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.optim import ScheduleConfig
 from lmlab.tokenizer import Tokenizer

@@ -176,12 +176,17 @@ def test_a_table_of_positions_too_short_for_the_blocks_is_refused_before_anythin
     made(batches("clm", tok)[0])
 
 
-def test_only_a_decoder_may_be_shared(tok: Tokenizer) -> None:
-    """On an encoder each token would see the one it is to predict."""
+def test_on_the_weights_of_an_encoder_no_token_sees_what_it_is_to_predict(tok: Tokenizer) -> None:
     made = objective("clm", tok)
-    for kind in (Encoder, EncoderDecoder):
-        with pytest.raises(ConfigError, match=kind.__name__):
-            made.build(kind(made.backbone_config, tok.vocab_size, tok.pad_id))
+    with pytest.raises(ConfigError, match="EncoderDecoder"):
+        made.build(EncoderDecoder(made.backbone_config, tok.vocab_size, tok.pad_id))
+    lender = Encoder(made.backbone_config, tok.vocab_size, tok.pad_id)
+    made.build(lender)
+    assert {id(p) for p in made.backbone.parameters()} == {id(p) for p in lender.parameters()}
+    (batch,) = batches("clm", tok)
+    before = made.states(batch)
+    batch["input_ids"][:, -1] = (batch["input_ids"][:, -1] + 1) % tok.vocab_size
+    assert torch.equal(made.states(batch)[:, :-1], before[:, :-1])
     shared = Decoder(made.backbone_config, tok.vocab_size, tok.pad_id)
     made.build(shared)
     assert made.backbone is shared

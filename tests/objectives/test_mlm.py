@@ -85,14 +85,28 @@ def test_a_table_of_positions_too_short_for_the_blocks_is_refused_before_anythin
     made(batches("mlm", tok)[0])
 
 
-def test_only_an_encoder_may_be_shared(tok: Tokenizer) -> None:
+def test_a_shared_backbone_is_read_in_both_directions(tok: Tokenizer) -> None:
     made = objective("mlm", tok)
-    for kind in (Decoder, EncoderDecoder):
-        with pytest.raises(ConfigError, match=kind.__name__):
-            made.build(kind(made.backbone_config, tok.vocab_size, tok.pad_id))
-    shared = Encoder(made.backbone_config, tok.vocab_size, tok.pad_id)
-    made.build(shared)
-    assert made.backbone is shared
+    with pytest.raises(ConfigError, match="EncoderDecoder"):
+        made.build(EncoderDecoder(made.backbone_config, tok.vocab_size, tok.pad_id))
+    lender = Decoder(made.backbone_config, tok.vocab_size, tok.pad_id)
+    made.build(lender)
+    assert isinstance(made.backbone, Encoder)
+    assert {id(p) for p in made.backbone.parameters()} == {id(p) for p in lender.parameters()}
+    ids = torch.randint(tok.vocab_size, (2, LENGTH))
+    changed = ids.clone()
+    changed[:, -1] = (ids[:, -1] + 1) % tok.vocab_size
+    assert torch.equal(lender(ids)[:, :-1], lender(changed)[:, :-1])
+    assert not torch.allclose(made.backbone(ids)[:, 0], made.backbone(changed)[:, 0])
+    alone = Encoder(made.backbone_config, tok.vocab_size, tok.pad_id)
+    alone.load_state_dict(lender.state_dict())
+    assert torch.equal(alone(ids), made.backbone(ids))
+
+
+def test_a_table_learned_for_one_direction_is_not_lent(tok: Tokenizer) -> None:
+    made = MLM(tok, BackboneConfig(hidden_size=24, num_layers=1, num_heads=2, position="t5"), length=LENGTH)
+    with pytest.raises(ConfigError, match="cannot share weights"):
+        made.build(Decoder(made.backbone_config, tok.vocab_size, tok.pad_id))
 
 
 def test_evaluation_masks_are_frozen_and_independent_of_the_training_rate(tok: Tokenizer) -> None:

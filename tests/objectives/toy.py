@@ -48,6 +48,9 @@ class Blocks:
         documents = np.sort(generator.integers(0, 1 + index % 3, self.width))
         return Example(0, index, generator.choice(self.ordinary, self.width), documents, self.width - 1)
 
+    def draw(self, index: int, position: int, seed: int) -> Example:
+        return self[index]._replace(position=position)
+
 
 class Toy(LightningDataModule):
     """Feeds an objective from `Blocks`."""

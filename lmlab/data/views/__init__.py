@@ -33,4 +33,8 @@ def make_view(store: TokenStore, feed: Feed, tokenizer: Tokenizer) -> View:
         raise ConfigError(f"an example of {feed.length} tokens is not possible", where="length", remedy="set a positive length")
     if feed.lookahead and feed.view != "blocks":
         raise ConfigError(f"lookahead has no effect in the view {feed.view}", where="lookahead", remedy="leave it out, or use blocks")
+    if feed.negatives != "none" and feed.view != "sentence_pairs":
+        raise ConfigError(
+            f"the view {feed.view} has no pairs to make false", where="negatives", remedy="leave it out, or use sentence_pairs"
+        )
     return kinds[feed.view](store, feed, tokenizer)

@@ -42,6 +42,16 @@ class View(ABC):
             IndexError: Outside of that.
         """
 
+    def draw(self, index: int, position: int, seed: int) -> Example:
+        """One example at its place in a run; views with random examples decide here what stands in it.
+
+        Args:
+            index: From 0 to `len(self) - 1`.
+            position: n, how many examples came before it since the start of the run, or its index in an evaluation.
+            seed: Of the run; with position and index it decides all randomness.
+        """
+        return self[index]._replace(position=position)
+
     @property
     @abstractmethod
     def num_raw_tokens(self) -> int:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from lmlab.data.batch import Example, Feed
+from lmlab.data.order import rng
 from lmlab.data.store import TokenStore
 from lmlab.data.views.base import View, too_short
-from lmlab.errors import ConfigError
+from lmlab.errors import ConfigError, DataError
 from lmlab.tokenizer import Tokenizer
 
 _STRIDE = 2**20  # sentences looked at in one go
+PAIRING = 4  # stream of randomness
+CANDIDATES = 16  # of which the false second sentence most like the true one in length is taken
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive tokens of a store.
+
+    Args:
+        begin: The first.
+        end: The one after the last.
+    """
+
+    begin: int
+    end: int
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return self.end - self.begin
 
 
 class SentenceView(View):
@@ -63,16 +85,20 @@ class SentencePairView(View):
     its middle. Two sentences that are too long together are cut to fit, the longer one first. A last sentence that is left alone
     is left out, and so is a document of one sentence. `extra["second_start"]` is the place of B's first token.
 
+    With `feed.negatives`, half of the pairs, drawn by (seed, position, index), are false, and `extra["pair_label"]` is 1 for these and
+    0 for the others. `document`: B is that of another pair, in another document, and about as long, so that neither length nor
+    ending gives it away. `order`: B comes before A.
+
     Args:
         store: The tokens.
         feed: Longest example and special tokens.
         tokenizer: Knows which tokens begin a word.
 
     Raises:
-        DataError: If no document has two sentences.
+        DataError: If no document has two sentences, or there is no other document to take a false B from.
         ConfigError: If the special tokens leave no room for text.
 
-    Source: Devlin et al. 2019, "BERT", appendix A.2 (pairs from contiguous sequences); the negatives are the objective's.
+    Source: Devlin et al. 2019, "BERT", appendix A.2 (`document`); Lan et al. 2020, "ALBERT", section 3.1 (`order`).
     """
 
     def __init__(self, store: TokenStore, feed: Feed, tokenizer: Tokenizer) -> None:
@@ -83,6 +109,17 @@ class SentencePairView(View):
         self._runs = sentence_runs(store.sentences, store.offsets, self.room)
         if not len(self._runs):
             raise too_short(store, "no document has two sentences")
+        self.negatives = feed.negatives
+        first, last = (self._document(int(store.sentences[self._runs[at, 0]])) for at in (0, -1))
+        if self.negatives == "document" and first == last:
+            split = store.header.split
+            raise DataError(
+                f"the {split} split has one document with sentences, so those of another one cannot be had",
+                where=str(store.path),
+                why="next-sentence prediction takes half of its second sentences from other documents",
+                remedy="use a corpus of several documents, or predict the order of sentences instead (`pairs: sop`)"
+                + ("" if split == "train" else f", or hold out more: raise store.{split}_share"),
+            )
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -94,19 +131,47 @@ class SentencePairView(View):
         return int(np.minimum(self._ends() - self.store.sentences[self._runs[:, 0]], self.room).sum())
 
     def __getitem__(self, index: int) -> Example:
-        """Pair `index`."""
+        """Pair `index`; whether it is a true one does not change."""
+        return self.draw(index, index, 0)
+
+    def draw(self, index: int, position: int, seed: int) -> Example:
+        """Pair `index` at its place in a run; see the class for what is drawn."""
         self._check(index)
+        a, b = self._pair(index)
+        if self.negatives == "none":
+            return self._joined(index, position, a, b, {})
+        generator = rng(seed, PAIRING, position, index)
+        label = int(generator.random() < 0.5)
+        if label:
+            a, b = (b, a) if self.negatives == "order" else (a, self._elsewhere(a, b, generator))
+        return self._joined(index, position, a, b, {"pair_label": label})
+
+    def _pair(self, index: int) -> tuple[Stretch, Stretch]:
+        """The two halves of a run, before they are cut to fit."""
         first, last = self._runs[index]
         bounds = self.store.sentences[first:last]
         begin, end = int(bounds[0]), _end_of(self.store.sentences, int(last) - 1, self.store)
         middle = int(bounds[1:][np.abs(2 * bounds[1:] - begin - end).argmin()])
-        size_a, size_b = _fit(middle - begin, end - middle, self.room)
-        tokens = self.store.tokens
-        a, b = tokens[begin : begin + size_a], tokens[middle : middle + size_b]
-        ids = np.concatenate([self.prefix, a, self.suffix, b, self.suffix], dtype=np.int64)
+        return Stretch(begin, middle), Stretch(middle, end)
+
+    def _elsewhere(self, a: Stretch, b: Stretch, generator: np.random.Generator) -> Stretch:
+        """The second half of a run of another document than `a` is in; of a few that are drawn, the one most like `b` in length."""
+        own = np.searchsorted(self.store.sentences[self._runs[:, 0]], self.store.offsets[self._document(a.begin) :][:2])
+        drawn = generator.integers(len(self._runs) - int(own[1] - own[0]), size=CANDIDATES)
+        candidates = [self._pair(int(run))[1] for run in np.where(drawn >= own[0], drawn + own[1] - own[0], drawn)]
+        fits = len(a) + len(b) <= self.room  # then it must not have to be cut, either
+        return min(candidates, key=lambda other: (fits and len(a) + len(other) > self.room, abs(len(other) - len(b))))
+
+    def _document(self, token: int) -> int:
+        return int(np.searchsorted(self.store.offsets, token, side="right")) - 1
+
+    def _joined(self, index: int, position: int, a: Stretch, b: Stretch, extra: dict[str, int]) -> Example:
+        size_a, size_b = _fit(len(a), len(b), self.room)
+        one, two = self.store.tokens[a.begin : a.begin + size_a], self.store.tokens[b.begin : b.begin + size_b]
+        ids = np.concatenate([self.prefix, one, self.suffix, two, self.suffix], dtype=np.int64)
         second = len(self.prefix) + size_a + len(self.suffix)
         starts = self._word_starts(ids, np.array([len(self.prefix), second]))
-        return Example(0, index, ids, np.zeros(len(ids), np.int64), size_a + size_b, starts, {"second_start": second})
+        return Example(position, index, ids, np.zeros(len(ids), np.int64), size_a + size_b, starts, {"second_start": second, **extra})
 
     def _ends(self) -> np.ndarray:
         return np.append(self.store.sentences, self.store.num_tokens)[self._runs[:, 1]]
