@@ -25,4 +25,6 @@ def load(run: str | Path | RunDirectory, checkpoint: str | None = None, allow: t
         CheckpointError: If there is no such run, or its checkpoint is broken or not lmlab's.
     """
     path = find_checkpoint(run.path if isinstance(run, RunDirectory) else run, checkpoint)
-    return objective_from(read_checkpoint(path), path, allow)
+    made = objective_from(read_checkpoint(path), path, allow)
+    assert isinstance(made, Objective)  # nothing else writes a description of itself
+    return made

@@ -2,9 +2,10 @@
 
 from lmlab.checkpoint.files import newest_whole, read_checkpoint, verify, write_checkpoint
 from lmlab.checkpoint.plugin import AtomicCheckpointIO
-from lmlab.checkpoint.rebuild import description_of, objective_from, trained_weights
+from lmlab.checkpoint.rebuild import FORMAT, description_of, objective_from, trained_weights
 
 __all__ = [
+    "FORMAT",
     "AtomicCheckpointIO",
     "description_of",
     "newest_whole",

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule
+
 from lmlab.config import rebuild
 from lmlab.errors import CheckpointError
-from lmlab.objectives.base import FORMAT, Objective
+
+FORMAT = 1
+"""Version of what an objective writes into a checkpoint."""
 
 
 def trained_weights(content: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +48,7 @@ def description_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return mine
 
 
-def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] = ()) -> Objective:
+def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] = ()) -> LightningModule:
     """Makes the objective that a checkpoint describes and gives it the trained weights.
 
     Args:

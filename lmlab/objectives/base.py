@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lmlab.backbones.base import BackboneConfig
+from lmlab.checkpoint import FORMAT
 from lmlab.config import Recorded
 from lmlab.data.batch import IGNORE_INDEX, Batch, Example, Feed
 from lmlab.data.loader import Window
@@ -20,9 +21,6 @@ from lmlab.objectives.passes import Outcome, Pass, Step
 from lmlab.optim import OptimizerConfig, ScheduleConfig, set_learning_rate
 from lmlab.run.samples import Sample
 from lmlab.tokenizer import Tokenizer
-
-FORMAT = 1
-"""Version of what an objective writes into a checkpoint."""
 
 
 class Prediction(NamedTuple):
@@ -150,6 +148,11 @@ class Objective(Recorded, LightningModule, ABC):
         raise ConfigError(
             f"{type(self).__name__} does not predict tokens", where="lmlab predict", remedy="measure it with `lmlab validate`"
         )
+
+    @property
+    def product(self) -> Objective:
+        """What is used when training is over: itself, or the objective inside it that was trained."""
+        return self
 
     def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
         """Texts by which a person sees what the model has learnt; none, unless an objective can write.

@@ -63,18 +63,19 @@ class TokenObjective(Objective):
         """The loss of a micro-batch; see `losses_of`."""
         return self.losses_of(self.states(batch), batch)
 
-    def losses_of(self, states: Tensor, batch: Batch) -> Losses:
+    def losses_of(self, states: Tensor, batch: Batch, nats: Tensor | None = None) -> Losses:
         """Cross-entropy of the labelled positions, from states that are computed already.
 
         Args:
             states: From `states`, (B, T, D).
             batch: The batch they are of.
+            nats: () the cross-entropy, if that is computed already as well.
 
         Returns:
             The part `part`, in nats; outside training `monitors` too.
         """
         rows, labels = self.rows_of(states, batch), self.row_labels(batch)
-        part = Part(self.head.nats(rows, labels), batch["counts"][self.part])
+        part = Part(self.head.nats(rows, labels) if nats is None else nats, batch["counts"][self.part])
         return Losses({self.part: part}, {} if self.training else self.monitors(rows, labels, part))
 
     def monitors(self, rows: Tensor, labels: Tensor, part: Part) -> dict[str, Part]:
