@@ -1,4 +1,4 @@
-"""From hidden states to a score for each entry of the vocabulary."""
+"""From hidden states to scores: for each entry of the vocabulary, for a pair of sentences."""
 
 from __future__ import annotations
 
@@ -178,3 +178,40 @@ class MLMHead(VocabularyHead):
 
     def _project_flops(self, rows: int) -> int:
         return 0 if self.dense is None else 2 * rows * self.config.hidden_size * self.in_size
+
+
+class PairHead(nn.Module):
+    """BERT's pooler (dense and tanh) and two scores: of a true pair and of a false one.
+
+    Args:
+        config: Of the backbone below it.
+
+    Source: Devlin et al. 2019, released code (`pooler`, `get_next_sentence_output`).
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew."""
+        for layer in (self.pooler, self.classifier):
+            init_linear(layer, self.config.init_config())
+
+    def forward(self, first: Tensor) -> Tensor:
+        """Scores pairs.
+
+        Args:
+            first: (B, D) states of the first token of each row.
+
+        Returns:
+            (B, 2).
+        """
+        return self.classifier(torch.tanh(self.pooler(first)))
+
+    def flops(self, rows: int) -> int:
+        """Multiplications and additions of a forward pass over B `rows`."""
+        return 2 * rows * self.config.hidden_size * (self.config.hidden_size + 2)

@@ -22,6 +22,9 @@ from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.run.samples import Piece, Sample, merge
 from lmlab.tokenizer import Tokenizer
 
+READ = ("attention_mask", "document_ids", "position_ids", "token_type_ids")
+"""Keys of a batch that an encoder reads besides the tokens."""
+
 
 class Filling(NamedTuple):
     """One choice for a mask.
@@ -113,8 +116,7 @@ class MLM(TokenObjective):
 
     def states(self, batch: Batch) -> Tensor:
         """(B, T, D) contextual states."""
-        keys = ("attention_mask", "document_ids", "position_ids", "token_type_ids")
-        return self.backbone(batch["input_ids"], **{k: batch[k] for k in keys if k in batch})
+        return self.backbone(batch["input_ids"], **{k: batch[k] for k in READ if k in batch})
 
     def fill(self, text: str, num_choices: int = 5) -> list[list[Filling]]:
         """Fills every mask of a text; without dropout, also in the middle of training.
@@ -151,13 +153,14 @@ class MLM(TokenObjective):
         """
         short = [e.cut(min(64, self.length)) for e in examples]
         batch = self.feed().eval_collate(short, 0)
-        on_device = {key: batch[key].to(self.device) for key in ("input_ids", "document_ids", "position_ids") if key in batch}
+        on_device = {key: batch[key].to(self.device) for key in ("input_ids", *READ) if key in batch}
         with evaluating(self):
             probs, choices = self._ordinary_probs(self.states(on_device)).max(-1)
         samples = []
         for row, example in enumerate(short):
-            masked = batch["labels"][row].numpy() != IGNORE_INDEX
-            filled = np.where(masked, choices[row].cpu().numpy(), example.input_ids)
+            length = len(example.input_ids)
+            masked = batch["labels"][row, :length].numpy() != IGNORE_INDEX
+            filled = np.where(masked, choices[row, :length].cpu().numpy(), example.input_ids)
             texts = self.tokenizer.pieces(filled.tolist())
             pieces = [
                 Piece(text=text, by="model", truth=self.tokenizer.decode([int(example.input_ids[i])]), probability=probs[row, i].item())

@@ -2,49 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import timeit
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmlab.data.batch import Batch, Example, Feed
+from lmlab.data.batch import Example
 from lmlab.data.corpus import TextCorpus
 from lmlab.data.store import TokenStore, build_store
-from lmlab.data.store.reading import StoreHeader
 from lmlab.data.views import BlockView, SentencePairView, SentenceView, View, make_view
 from lmlab.data.views.sentences import sentence_runs
 from lmlab.errors import ConfigError, DataError
 from lmlab.tokenizer import Tokenizer
+from tests.data.memory import MemoryStore, feed
 
 MAX_SECONDS_PER_BLOCK = 400e-6  # some 30 microseconds on an idle core; the bound leaves room for a busy one
-
-
-def collate(examples: Any, seed: int) -> Batch:
-    raise NotImplementedError
-
-
-def feed(view: Any, length: int, **settings: Any) -> Feed:
-    return Feed(view=view, length=length, collate=collate, eval_collate=collate, **settings)
-
-
-class MemoryStore(TokenStore):
-    """A store made of lists: documents of sentences of tokens."""
-
-    def __init__(self, documents: list[list[list[int]]]) -> None:
-        flat = [[token for sentence in document for token in sentence] for document in documents]
-        sizes = [len(sentence) for document in documents for sentence in document]
-        header = {field.name: None for field in dataclasses.fields(StoreHeader)}
-        header.update(split="train", num_documents=len(flat), num_tokens=sum(map(len, flat)))
-        super().__init__(Path("memory"), StoreHeader(**header))  # type: ignore[arg-type]
-        self.__dict__["tokens"] = np.array(list(itertools.chain.from_iterable(flat)), np.uint16)
-        self.__dict__["offsets"] = np.cumsum([0, *map(len, flat)])
-        self.__dict__["sentences"] = np.cumsum([0, *sizes])[:-1].astype(np.int64)
 
 
 DOCUMENTS = st.lists(st.lists(st.lists(st.integers(20, 99), min_size=1, max_size=9), min_size=1, max_size=5), min_size=1, max_size=12)

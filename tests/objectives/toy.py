@@ -14,12 +14,13 @@ from lmlab.data.loader import BatchPlan, OrderedView, WindowCollator, WindowLoad
 from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
+from lmlab.objectives.nsp import NextSentence
 from lmlab.objectives.span_corruption import SpanCorruption
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 
 LENGTH, NUM_EXAMPLES = 16, 40
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on, and the fox runs away into the wood."
-OBJECTIVES: dict[str, type[Objective]] = {"clm": CLM, "mlm": MLM, "span_corruption": SpanCorruption}
+OBJECTIVES: dict[str, type[Objective]] = {"clm": CLM, "mlm": MLM, "span_corruption": SpanCorruption, "nsp": NextSentence}
 
 
 def tokenizer() -> Tokenizer:
@@ -29,27 +30,35 @@ def tokenizer() -> Tokenizer:
 
 def objective(name: str, tok: Tokenizer, dropout: float = 0.0, **given: Any) -> Objective:
     """A small objective that is not built yet; `given` goes to its constructor."""
-    config = BackboneConfig(hidden_size=24, num_layers=2, num_heads=2, dropout=dropout)
+    config = BackboneConfig(hidden_size=24, num_layers=2, num_heads=2, dropout=dropout, num_segments=2 if name == "nsp" else 0)
     return OBJECTIVES[name](tok, config, length=LENGTH, **given)  # type: ignore[call-arg]
 
 
 class Blocks:
-    """Random tokens in blocks that hold one to three documents."""
+    """Random tokens: blocks that hold one to three documents, or what else a feed asks for, in rows of many lengths."""
 
     def __init__(self, feed: Feed, tok: Tokenizer) -> None:
-        self.width, self.tok = feed.length + feed.lookahead, tok
+        self.feed, self.width, self.tok = feed, feed.length + feed.lookahead, tok
         self.ordinary = np.setdiff1d(np.arange(tok.vocab_size), sorted(tok.special_ids))
 
     def __len__(self) -> int:
         return NUM_EXAMPLES
 
     def __getitem__(self, index: int) -> Example:
-        generator = np.random.default_rng(index)
-        documents = np.sort(generator.integers(0, 1 + index % 3, self.width))
-        return Example(0, index, generator.choice(self.ordinary, self.width), documents, self.width - 1)
+        return self.draw(index, 0, 0)
 
     def draw(self, index: int, position: int, seed: int) -> Example:
-        return self[index]._replace(position=position)
+        generator = np.random.default_rng(index)
+        if self.feed.view == "blocks":
+            documents = np.sort(generator.integers(0, 1 + index % 3, self.width))
+            return Example(position, index, generator.choice(self.ordinary, self.width), documents, self.width - 1)
+        prefix, suffix = self.feed.prefix, self.feed.suffix
+        num_texts = 2 if self.feed.view == "sentence_pairs" else 1
+        room = (self.width - len(prefix) - num_texts * len(suffix)) // num_texts
+        texts = [generator.choice(self.ordinary, generator.integers(2, room + 1)) for _ in range(num_texts)]
+        ids = np.concatenate([prefix, *(part for text in texts for part in (text, suffix))]).astype(np.int64)
+        extra = {"second_start": len(prefix) + len(texts[0]) + len(suffix), "pair_label": index % 2} if num_texts == 2 else None
+        return Example(position, index, ids, np.zeros(len(ids), np.int64), sum(map(len, texts)), extra=extra)
 
 
 class Toy(LightningDataModule):

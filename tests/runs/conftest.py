@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lmlab.data.corpus import open_corpus
+from lmlab.data.sentences import sentence_starts
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 
 SCRIPT = Path(__file__).with_name("one_run.py")
@@ -51,9 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Some short documents: an epoch is a few dozen examples, so that runs cross epochs."""
     folder = tmp_path_factory.mktemp("runs")
     text = next(iter(open_corpus("austen").documents())).text
-    paragraphs = [p for p in text.splitlines() if len(p) > 60][:14]
+    paragraphs = [p[:240] for p in text.splitlines() if len(sentence_starts(p[:240])) > 1][:18]
     corpus = folder / "text.txt"
-    corpus.write_text("\n\n".join(p[:240] for p in paragraphs), encoding="utf-8")
+    corpus.write_text("\n\n".join(paragraphs), encoding="utf-8")
     tokenizer = folder / "tokenizer.json"
     Tokenizer.train(paragraphs, TokenizerConfig(vocab_size=400, num_sentinels=8)).save(tokenizer)
     return Place(folder, corpus, tokenizer)

@@ -10,6 +10,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from lmlab.backbones import BackboneConfig
 from lmlab.budget import BudgetConfig
 from lmlab.callbacks import Compile, WeightAveraging
 from lmlab.data.module import CorpusModule
+from lmlab.data.store import StoreConfig
 from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
+from lmlab.objectives.nsp import NextSentence
 from lmlab.objectives.span_corruption import SpanCorruption
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.session import RunConfig
@@ -30,7 +34,13 @@ from lmlab.tokenizer import Tokenizer
 from lmlab.training import fit
 
 LENGTH, GLOBAL_BATCH = 32, 8
-OBJECTIVES: dict[str, type[Objective]] = {"clm": CLM, "mlm": MLM, "span_corruption": SpanCorruption}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    # called with tokenizer, backbone, optimizer and schedule
+    "clm": partial(CLM, length=LENGTH),
+    "mlm": partial(MLM, length=LENGTH),
+    "span_corruption": partial(SpanCorruption, length=LENGTH),
+    "nsp": partial(NextSentence, length=LENGTH),
+}
 
 
 def digest(value: Any) -> str:
@@ -89,10 +99,16 @@ def main(given: dict[str, Any]) -> None:
     dropout = settings["dropout"]
     objective = OBJECTIVES[settings["objective"]](
         tokenizer,
-        BackboneConfig(hidden_size=32, num_layers=2, num_heads=2, dropout=dropout, attention_dropout=dropout),
+        BackboneConfig(
+            hidden_size=32,
+            num_layers=2,
+            num_heads=2,
+            dropout=dropout,
+            attention_dropout=dropout,
+            num_segments=2 if settings["objective"] == "nsp" else 0,
+        ),
         OptimizerConfig(name=settings["optimizer"], lr=settings["lr"]),
         ScheduleConfig(kind="cosine", warmup=0.2),
-        length=LENGTH,  # type: ignore[call-arg]
     )
     data = CorpusModule(
         settings["corpus"],
@@ -103,6 +119,7 @@ def main(given: dict[str, Any]) -> None:
         num_workers=settings["num_workers"],
         seed=3,
         eval_examples=8,
+        store=StoreConfig(val_share=0.3),  # several documents, so that there are pairs of two
         cache_dir=settings["cache"],
     )
     run = fit(
