@@ -106,7 +106,7 @@ def test_a_run_started_from_python_is_measured_and_repeated_by_command(
     assert main(["validate", "python", *QUICK]) == 0
     expected = Record.load(run.record_path).metrics["val/loss"]
     assert value_of("val/loss", capsys.readouterr().out) == pytest.approx(expected, abs=DIGITS)
-    assert set(Record.load(run.record_path).anchors) == {"uniform", "unigram", "bigram"}
+    assert set(Record.load(run.record_path).anchors) == {"uniform", "unigram", "bigram", "kneser_ney"}
 
     assert main(["fit", "-c", str(run.config_path), *QUICK]) == 0
     [again] = [r for r in list_runs(name="python") if r.path != run.path]

@@ -1,65 +1,53 @@
-"""The n-gram anchors against dictionaries and loops."""
+"""The n-gram anchors against dictionaries and recursion."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from math import log2
 
 import numpy as np
 import pytest
 
 from lmlab.data.batch import Example
-from lmlab.rulers.ngram import anchors, bigram_probs, count
+from lmlab.data.smoothing import Smoothing
+from lmlab.rulers.ngram import anchors
+from tests.data.test_ngrams import BEGIN, VOCAB
+from tests.data.test_smoothing import Definition
 
-VOCAB = 7
-
-
-def block(seed: int, length: int = 40) -> Example:
-    ids = np.random.default_rng(seed).integers(0, VOCAB - 1, length)  # the last token never occurs
-    return Example(seed, seed, ids, np.zeros(length, np.int64), length)
+MODELS: dict[str, tuple[int, Smoothing]] = {"unigram": (1, "witten_bell"), "bigram": (2, "witten_bell"), "kneser_ney": (5, "kneser_ney")}
 
 
-def slow_probs(train: list[Example]) -> tuple[dict[int, float], dict[tuple[int, int], float]]:
-    unigram = Counter(range(VOCAB))
-    pairs: dict[int, Counter[int]] = defaultdict(Counter)
-    for example in train:
-        for a, b in zip(example.input_ids.tolist(), example.input_ids.tolist()[1:], strict=False):
-            unigram[b] += 1
-            pairs[a][b] += 1
-    p1 = {w: c / sum(unigram.values()) for w, c in unigram.items()}
-    p2 = {}
-    for a in range(VOCAB):
-        kinds, total = len(pairs[a]), sum(pairs[a].values())
-        for b in range(VOCAB):
-            p2[a, b] = (pairs[a][b] + kinds * p1[b]) / (total + kinds) if total else p1[b]
-    return p1, p2
+def block(ids: np.ndarray, index: int = 0) -> Example:
+    return Example(0, index, ids, np.zeros(len(ids), np.int64), len(ids) - 1)
 
 
-def test_probabilities_are_those_of_a_plain_loop_and_add_up_to_one() -> None:
-    train = [block(n) for n in range(3)]
-    p1, p2 = slow_probs(train)
-    counts = count(train, VOCAB)
-    assert counts.unigram.tolist() == pytest.approx([p1[w] for w in range(VOCAB)])
-    previous, following = np.repeat(np.arange(VOCAB), VOCAB), np.tile(np.arange(VOCAB), VOCAB)
-    probs = bigram_probs(counts, previous, following)
-    assert probs.tolist() == pytest.approx([p2[a, b] for a, b in zip(previous.tolist(), following.tolist(), strict=True)])
-    assert probs.reshape(VOCAB, VOCAB).sum(1).tolist() == pytest.approx([1.0] * VOCAB)
-
-
-def test_bits_per_byte_divide_by_the_bytes_of_the_predicted_tokens() -> None:
-    train, held_out = [block(n) for n in range(3)], [block(9), block(10)]
+def test_bits_per_byte_are_those_of_the_definitions() -> None:
+    """Training blocks are put together again; the tokens that are asked for are divided by their bytes."""
+    generator = np.random.default_rng(0)
+    text = generator.choice(VOCAB, 91, p=[0.05, 0.45, 0.25, 0.1, 0.1, 0.05])
+    train = [block(text[i * 30 : (i + 1) * 30 + 1], i) for i in range(3)]
+    held_out = [block(generator.integers(0, VOCAB, 20)) for _ in range(2)]
     token_bytes = np.arange(1, VOCAB + 1)
-    p1, p2 = slow_probs(train)
-    pairs = [(a, b) for e in held_out for a, b in zip(e.input_ids.tolist(), e.input_ids.tolist()[1:], strict=False)]
-    num_bytes = sum(b + 1 for _, b in pairs)
-    got = anchors(train, held_out, token_bytes)
-    assert got.uniform == pytest.approx(len(pairs) * log2(VOCAB) / num_bytes)
-    assert got.unigram == pytest.approx(sum(-log2(p1[b]) for _, b in pairs) / num_bytes)
-    assert got.bigram == pytest.approx(sum(-log2(p2[a, b]) for a, b in pairs) / num_bytes)
+    num_bytes = sum(int(token_bytes[e.input_ids[1:]].sum()) for e in held_out)
+    got = anchors([train[1], train[2], train[0]], held_out, token_bytes, BEGIN)._asdict()
+    assert got.pop("uniform") == pytest.approx(2 * 19 * log2(VOCAB) / num_bytes)
+    assert got.keys() == MODELS.keys()
+    for name, (order, smoothing) in MODELS.items():
+        model = Definition([text.tolist()], order, smoothing)
+        bits = 0.0
+        for row in (e.input_ids.tolist() for e in held_out):
+            bits -= sum(log2(model.probability(tuple(row[max(0, j - order + 1) : j]) if order > 1 else (), row[j])) for j in range(1, 20))
+        assert got[name] == pytest.approx(bits / num_bytes)
 
 
 def test_a_bigram_beats_a_unigram_on_text_with_an_order() -> None:
-    ids = np.tile(np.arange(5), 20)
-    ordered = Example(0, 0, ids, np.zeros(100, np.int64), 100)
+    ordered = block(np.tile(np.arange(1, VOCAB), 20))
     got = anchors([ordered], [ordered], np.ones(VOCAB, np.int64))
     assert got.bigram < 0.3 * got.unigram < got.uniform
+    assert got.kneser_ney < 0.3 * got.unigram
+
+
+def test_blocks_may_be_shorter_than_the_longest_ngram() -> None:
+    text = np.tile(np.arange(1, VOCAB), 20)
+    short = [block(text[i * 2 : i * 2 + 3], i) for i in range(40)]
+    got = anchors(short, short, np.ones(VOCAB, np.int64))
+    assert got.kneser_ney < got.unigram
