@@ -144,6 +144,13 @@ class Budget(Callback):
             return
         before = self.spent
         tokens, supervised, flops = self._over_ranks(trainer, [window.tokens, window.supervised, self._flops])
+        if self.config.unit == "flops" and not flops:
+            raise BudgetError(
+                f"a step of {type(pl_module).__name__} takes no FLOPs",
+                where="budget.flops",
+                why="a budget in FLOPs would never be spent",
+                remedy="set budget.tokens instead",
+            )
         now = time.perf_counter()
         seconds = now - (self._mark or now)
         if trainer.world_size > 1:
