@@ -90,7 +90,7 @@ def smooth(counts: Counts, smoothing: Smoothing) -> Smoothed:
             different tokens before it; one that begins a document, which has none, as often as it occurs.
 
     Source: `witten_bell`: Witten & Bell 1991, "The Zero-Frequency Problem", method C; interpolated as in Chen & Goodman 1998, "An
-    Empirical Study of Smoothing Techniques for Language Modeling", section 2.4. `kneser_ney`: the same, section 2.7 for the lower levels
+    Empirical Study of Smoothing Techniques for Language Modeling", section 2.5. `kneser_ney`: the same, section 2.7 for the lower levels
     and section 3 for the three discounts; beginnings of documents: Heafield et al. 2013, "Scalable Modified Kneser-Ney Language Model
     Estimation", section 3.2 (adjusted counts).
     """
@@ -124,7 +124,7 @@ def _adjusted(counts: Counts) -> list[np.ndarray]:
 def _discounts(number: np.ndarray) -> np.ndarray:
     """What is taken from an n-gram that occurs 0, 1, 2, and 3 or more times, (4,) float64.
 
-    Source: Chen & Goodman 1998, section 3, equation 26.
+    Source: Chen & Goodman 1998, section 3.
     """
     one, two, three, four = (int((number == times).sum()) for times in (1, 2, 3, 4))
     found = FALLBACK_DISCOUNTS

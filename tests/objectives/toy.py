@@ -8,19 +8,26 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningDataModule
 
-from lmlab.backbones import BackboneConfig
+from lmlab.backbones import BackboneConfig, RecurrentConfig
 from lmlab.data.batch import Batch, Example, Feed
 from lmlab.data.loader import BatchPlan, OrderedView, WindowCollator, WindowLoader
 from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
 from lmlab.objectives.nsp import NextSentence
+from lmlab.objectives.recurrent_lm import RecurrentLM
 from lmlab.objectives.span_corruption import SpanCorruption
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 
 LENGTH, NUM_EXAMPLES = 16, 40
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on, and the fox runs away into the wood."
-OBJECTIVES: dict[str, type[Objective]] = {"clm": CLM, "mlm": MLM, "span_corruption": SpanCorruption, "nsp": NextSentence}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "clm": CLM,
+    "mlm": MLM,
+    "span_corruption": SpanCorruption,
+    "nsp": NextSentence,
+    "recurrent_lm": RecurrentLM,
+}
 
 
 def tokenizer() -> Tokenizer:
@@ -30,6 +37,8 @@ def tokenizer() -> Tokenizer:
 
 def objective(name: str, tok: Tokenizer, dropout: float = 0.0, **given: Any) -> Objective:
     """A small objective that is not built yet; `given` goes to its constructor."""
+    if name == "recurrent_lm":
+        return RecurrentLM(tok, RecurrentConfig(cell="mingru", hidden_size=24, num_layers=2, dropout=dropout), length=LENGTH, **given)
     config = BackboneConfig(hidden_size=24, num_layers=2, num_heads=2, dropout=dropout, num_segments=2 if name == "nsp" else 0)
     return OBJECTIVES[name](tok, config, length=LENGTH, **given)  # type: ignore[call-arg]
 

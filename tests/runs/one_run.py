@@ -18,15 +18,19 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lmlab.backbones import BackboneConfig
+from lmlab.backbones import BackboneConfig, RecurrentConfig
 from lmlab.budget import BudgetConfig
 from lmlab.callbacks import Compile, WeightAveraging
 from lmlab.data.module import CorpusModule
 from lmlab.data.store import StoreConfig
 from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
+from lmlab.objectives.contrast_config import ContrastConfig
+from lmlab.objectives.contrastive import Contrastive
 from lmlab.objectives.mlm import MLM
+from lmlab.objectives.ngram import NGram
 from lmlab.objectives.nsp import NextSentence
+from lmlab.objectives.recurrent_lm import RecurrentLM
 from lmlab.objectives.span_corruption import SpanCorruption
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.session import RunConfig
@@ -40,7 +44,18 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "mlm": partial(MLM, length=LENGTH),
     "span_corruption": partial(SpanCorruption, length=LENGTH),
     "nsp": partial(NextSentence, length=LENGTH),
+    "recurrent_lm": lambda tok, backbone, *rest: RecurrentLM(tok, RecurrentConfig(hidden_size=32, dropout=backbone.dropout), *rest, LENGTH),
 }
+ALONE: dict[str, Callable[..., Objective]] = {"ngram": lambda tok, *_: NGram(tok, length=LENGTH)}
+"""Not trained by several ranks."""
+
+OVER_BATCH: dict[str, Callable[..., Objective]] = {
+    "contrastive": partial(
+        Contrastive, length=LENGTH, contrast=ContrastConfig(positives="word_repetition", temperature=0.5, temperature_kind="learned")
+    ),
+    "contrastive_mlm": partial(Contrastive, length=LENGTH, contrast=ContrastConfig(positives="neighbours", mlp="none", mlm_weight=0.5)),
+}
+"""A rank's share of a step is one batch."""
 
 
 def digest(value: Any) -> str:
@@ -69,7 +84,7 @@ class Diary(Callback):
         }
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        if self.kill_at is not None and window.position // GLOBAL_BATCH == self.kill_at and not window.is_last:
+        if self.kill_at is not None and window.position // GLOBAL_BATCH == self.kill_at and (not window.is_last or window.size == 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -97,7 +112,7 @@ def main(given: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     tokenizer = Tokenizer.load(settings["tokenizer"])
     dropout = settings["dropout"]
-    objective = OBJECTIVES[settings["objective"]](
+    objective = (OBJECTIVES | ALONE | OVER_BATCH)[settings["objective"]](
         tokenizer,
         BackboneConfig(
             hidden_size=32,

@@ -43,6 +43,11 @@ def test_killed_early_and_late(place: Place, objective: str, kill_at: int) -> No
 
 
 @pytest.mark.slow
+def test_counts_are_resumed(place: Place) -> None:
+    check_resume(place, "resume-ngram", "ngram", kill_at=4, workers=(2, 0))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given", [{"optimizer": "muon"}, {"optimizer": "adafactor"}, {"averaged": True}], ids=lambda g: next(iter(g.values()))
 )
