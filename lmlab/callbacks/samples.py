@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from lmlab.budget import Spent
 from lmlab.callbacks.budget import clock_of, objective_of
 from lmlab.data.batch import Example
+from lmlab.data.tasks import TaskViews
+from lmlab.data.views import View
 from lmlab.nn.evaluation import evaluating
 from lmlab.run.directory import RunDirectory
 from lmlab.run.samples import append_samples
@@ -20,7 +22,7 @@ class Samples(Callback):
 
     Args:
         run: The run's folder.
-        num_texts: How many texts.
+        num_texts: How many texts; of each task, where there are several.
         times: Stages over the budget, besides the untrained model.
     """
 
@@ -51,10 +53,22 @@ class Samples(Callback):
         clock, objective = clock_of(pl_module), objective_of(pl_module)
         with clock.paused():
             with evaluating(pl_module):
-                samples = objective.samples(self._texts(trainer), clock.spent.steps)
+                samples = objective.samples(self._texts(trainer, objective.texts_per_sample), clock.spent.steps)
             append_samples(self.run.samples_path, samples)
 
-    def _texts(self, trainer: Trainer) -> Sequence[Example]:
+    def _texts(self, trainer: Trainer, per_sample: int) -> Sequence[Example]:
         view = trainer.datamodule.view("val")  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
-        indices = [i * len(view) // self.num_texts for i in range(min(self.num_texts, len(view)))]
-        return [view[index]._replace(position=index) for index in indices]
+        num = self.num_texts * per_sample
+        if not isinstance(view, TaskViews):
+            return _spread(view, num)
+        return [
+            example._replace(extra={**(example.extra or {}), "task": task})
+            for task, own in view.views.items()
+            for example in _spread(own, num)
+        ]
+
+
+def _spread(view: View, num: int) -> list[Example]:
+    """A few examples, evenly spread."""
+    indices = [i * len(view) // num for i in range(min(num, len(view)))]
+    return [view[index]._replace(position=index) for index in indices]

@@ -24,7 +24,7 @@ from lmlab.run.record import Record
 from lmlab.run.redaction import redact, redact_text
 from lmlab.run.samples import read_samples
 from lmlab.run.sections import cost, header, outcome, section
-from lmlab.run.written import written
+from lmlab.run.written import heading, written
 
 
 def write_report(run: RunDirectory) -> Path:
@@ -59,10 +59,11 @@ def render_report(run: RunDirectory, metrics: Metrics) -> str:
     record = Record.load(run.record_path)
     alive = run.is_claimed() or not run.was_claimed()
     environment = _environment(run.environment_path)
+    samples = read_samples(run.samples_path)
     parts = {
         "What came out": outcome(record, metrics),
         "Curves": curves(metrics),
-        "What it wrote": written(read_samples(run.samples_path)),
+        heading(samples): written(samples),
         "What it cost": cost(record),
         "Repeat it": _repeat(run, record, environment),
         "Machine": _machine(environment),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-Author = Literal["corpus", "model"]
+Author = Literal["corpus", "model", "search"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,22 +17,25 @@ class Piece:
 
     Args:
         text: The text, spaces at its ends included.
-        by: Who wrote it.
+        by: Who wrote it; `search` for a text of the corpus that the model finds like the one before.
         truth: What the corpus has in this place, if it is known.
         probability: What the model gave its choice, in [0, 1].
+        cosine: Of the vectors of a text that was found and the one it was found for, in [-1, 1].
     """
 
     text: str
     by: Author = "corpus"
     truth: str | None = None
     probability: float | None = None
+    cosine: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One text, written or filled in by the model.
+    """One text, written or filled in by the model, or what it finds like it.
 
-    A continuation is a piece of the corpus and one of the model; a filled-in text alternates. Samples that go back to the same
+    A continuation is a piece of the corpus and one of the model; a filled-in text alternates; a search is a piece of the corpus and those
+    found for it, the nearest first. Samples that go back to the same
     text of the corpus are shown as stages of one text.
 
     Args:
@@ -96,10 +99,15 @@ def origin(sample: Sample) -> str:
 
 
 def _piece(content: dict[str, object]) -> Piece:
-    truth, probability = content.get("truth"), content.get("probability")
+    truth, by = content.get("truth"), content.get("by")
     return Piece(
         text=str(content["text"]),
-        by="model" if content.get("by") == "model" else "corpus",
+        by="model" if by == "model" else "search" if by == "search" else "corpus",
         truth=None if truth is None else str(truth),
-        probability=float(probability) if isinstance(probability, (int, float)) else None,
+        probability=_number(content.get("probability")),
+        cosine=_number(content.get("cosine")),
     )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None

@@ -1,7 +1,8 @@
-"""What the model wrote at several stages of its training, as HTML."""
+"""What the model wrote, or found, at several stages of its training, as HTML."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from lmlab.run.escaping import text
@@ -14,6 +15,15 @@ MAX_CHARACTERS = 3000  # of one piece
 NOTHING = "∅"  # an underline below nothing would not be seen
 
 
+def heading(samples: Sequence[Sample]) -> str:
+    """What to call it."""
+    return "What it finds alike" if _searches(samples) else "What it wrote"
+
+
+def _searches(samples: Sequence[Sample]) -> bool:
+    return any(piece.by == "search" for sample in samples for piece in sample.pieces)
+
+
 def written(samples: Sequence[Sample]) -> str:
     """What the model wrote at several stages, each text from the first stage to the last."""
     if not samples:
@@ -23,7 +33,9 @@ def written(samples: Sequence[Sample]) -> str:
         texts.setdefault(origin(sample), []).append(sample)
     fills = any(piece.truth is not None for sample in samples for piece in sample.pieces)
     parts = ['<span class="given">Grey</span> is the corpus.']
-    if fills:
+    if _searches(samples):
+        parts = ['Below each <span class="given">text</span> those whose vectors are nearest, with the cosine, at each stage.']
+    elif fills:
         parts.append(
             "<ins>Underlined</ins> is the model’s choice: solid where it hit the corpus, dotted where it missed, with what stood there."
         )
@@ -40,6 +52,14 @@ def written(samples: Sequence[Sample]) -> str:
 
 
 def _stages(stages: list[Sample]) -> str:
+    if _searches(stages):  # the text that was looked for stands once above all stages, not once in each
+        asked = "".join(_piece(piece) for piece in stages[0].pieces if piece.by == "corpus")
+        found = [dataclasses.replace(stage, pieces=tuple(p for p in stage.pieces if p.by == "search")) for stage in stages]
+        return f'<div class="text asked" dir="auto">{asked}</div>' + _list(found)
+    return _list(stages)
+
+
+def _list(stages: list[Sample]) -> str:
     chosen = stages
     if len(stages) > MAX_STAGES:
         chosen = [stages[round(i * (len(stages) - 1) / (MAX_STAGES - 1))] for i in range(MAX_STAGES)]
@@ -60,6 +80,9 @@ def _stage(sample: Sample) -> str:
 
 def _piece(piece: Piece) -> str:
     whole = _shown(piece.text)
+    if piece.by == "search":
+        cosine = "" if piece.cosine is None else f"{piece.cosine:.2f}".replace("-", "\N{MINUS SIGN}")
+        return f'<div class="found"><span class="cosine">{cosine}</span><span>{whole}</span></div>'
     if piece.by == "corpus":
         return f'<span class="given">{whole}</span>'
     if piece.truth is None:

@@ -230,3 +230,15 @@ def test_a_secret_in_a_question_or_an_error_is_not_shown(tmp_path: Path) -> None
     secret = "sk-abcdefghijklmnopqrstuvwx"
     run = make(tmp_path, question=f"my {secret}", error=f"failed with {secret}", status="failed")
     assert secret not in write_report(run).read_text(encoding="utf-8")
+
+
+def test_what_was_found_alike_stands_below_its_text(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.samples_path.unlink()
+    for step in (0, 500):
+        found = (Piece(text=f"Rain <{step}>.", by="search", cosine=0.913), Piece(text="Snow.", by="search", cosine=-0.05))
+        append_samples(run.samples_path, [Sample(step=step, pieces=(Piece(text="The sun shone."), *found))])
+    page = page_of(run)
+    assert page.text.count("The sun shone.") == 1 and "What it finds alike" in page.text and "What it wrote" not in page.text
+    assert all(said in page.text for said in ("Rain <0>.", "Rain <500>.", "0.91", "\N{MINUS SIGN}0.05", "step 500"))
+    assert page.attributes.count(("class", "found")) == 4 and page.attributes.count(("class", "text asked")) == 1

@@ -50,3 +50,11 @@ def test_stages_of_one_text_have_one_origin() -> None:
 def test_pieces_of_the_model_stay_apart() -> None:
     pieces = [Piece(text="a"), Piece(text="b"), Piece(text="c", by="model"), Piece(text="d", by="model"), Piece(text="e")]
     assert [p.text for p in merge(pieces)] == ["ab", "c", "d", "e"]
+
+
+def test_what_was_found_comes_back_with_its_cosine(tmp_path: Path) -> None:
+    found = (Piece(text="It rained.", by="search", cosine=0.91), Piece(text="It snowed.", by="search", cosine=-0.05))
+    samples = [Sample(step=step, pieces=(Piece(text="The sun shone."), *found[step:])) for step in (0, 1)]
+    append_samples(tmp_path / "samples.jsonl", samples)
+    assert read_samples(tmp_path / "samples.jsonl") == samples
+    assert {origin(sample) for sample in samples} == {"The sun shone."}, "stages of one text, whatever was found"
