@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -63,6 +63,9 @@ class Objective(Recorded, LightningModule, ABC):
         optimizer: How parameters move.
         schedule: Learning rate over the budget.
     """
+
+    texts_per_sample: ClassVar[int] = 1
+    """Texts that `samples` is given for each that it shows; more than 1 where it looks for texts among others."""
 
     def __init__(self, tokenizer: Tokenizer, backbone: BackboneConfig, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> None:
         """Stores the configs."""
@@ -158,7 +161,7 @@ class Objective(Recorded, LightningModule, ABC):
         """Texts by which a person sees what the model has learnt; none, unless an objective can write.
 
         Args:
-            examples: A few of the validation view.
+            examples: A few of the validation view, `texts_per_sample` for each sample to show.
             step: Optimiser steps behind the model.
         """
         return []
