@@ -99,6 +99,8 @@ class Feed:
         negatives: For half of the sentence pairs: the second is one of another document (`document`), or the two are swapped (`order`).
         loss_over: `batch` if the examples of a step are compared with each other. Then a rank's share of the step is handed out as
             one batch, so that the size of a micro-batch does not decide what is compared; the objective cuts it into passes itself.
+        min_tokens: Shorter sentences are left out; only for single sentences.
+        min_examples: Fewest examples that a batch, over all ranks, makes sense with: 2 where they are compared with each other.
     """
 
     view: Literal["blocks", "sentences", "sentence_pairs"]
@@ -111,6 +113,8 @@ class Feed:
     word_starts: Literal["none", "pieces", "words"] = "none"
     negatives: Literal["none", "document", "order"] = "none"
     loss_over: Literal["examples", "batch"] = "examples"
+    min_tokens: int = 1
+    min_examples: int = 1
 
     def __post_init__(self) -> None:
         """Checks the choices."""

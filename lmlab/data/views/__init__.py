@@ -37,4 +37,6 @@ def make_view(store: TokenStore, feed: Feed, tokenizer: Tokenizer) -> View:
         raise ConfigError(
             f"the view {feed.view} has no pairs to make false", where="negatives", remedy="leave it out, or use sentence_pairs"
         )
+    if feed.min_tokens > 1 and feed.view != "sentences":
+        raise ConfigError(f"min_tokens has no effect in the view {feed.view}", where="min_tokens", remedy="leave it out, or use sentences")
     return kinds[feed.view](store, feed, tokenizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,13 +39,16 @@ class Stretch:
 class SentenceView(View):
     """One sentence an example, of varying length; what does not fit into `length` is cut off.
 
+    With `feed.min_tokens`, shorter sentences are left out. Which ones remain is found once, at 8 bytes each, so that any example is still
+    looked up in no time.
+
     Args:
         store: The tokens.
-        feed: Longest example and special tokens.
+        feed: Longest example, shortest sentence and special tokens.
         tokenizer: Knows which tokens begin a word.
 
     Raises:
-        DataError: If there is no sentence.
+        DataError: If there is no sentence, or none is long enough.
         ConfigError: If the special tokens leave no room for text.
     """
 
@@ -53,26 +57,34 @@ class SentenceView(View):
         self.room = _room(feed, copies_of_suffix=1)
         if not len(store.sentences):
             raise too_short(store, "it has no sentences")
+        self.min_tokens, self._kept = feed.min_tokens, None
+        if feed.min_tokens > 1:
+            self._kept = np.concatenate([first + np.flatnonzero(sizes >= feed.min_tokens) for first, sizes in self._sizes()])
+        if self._kept is not None and not len(self._kept):
+            raise too_short(store, f"none of its {len(store.sentences)} sentences has {feed.min_tokens} tokens")
 
     def __len__(self) -> int:
         """Number of sentences."""
-        return len(self.store.sentences)
+        return len(self.store.sentences if self._kept is None else self._kept)
 
     @property
     def num_raw_tokens(self) -> int:
         """Corpus tokens in all examples, cut as they are."""
+        return sum(int(np.minimum(sizes[sizes >= self.min_tokens], self.room).sum()) for _, sizes in self._sizes())
+
+    def _sizes(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Some sentences at a time: the number of the first, and how many tokens each has."""
         bounds = self.store.sentences
-        total = 0
         for first in range(0, len(bounds), _STRIDE):
-            ends = np.append(bounds[first + 1 : first + _STRIDE], _end_of(bounds, first + _STRIDE - 1, self.store))
-            total += int(np.minimum(ends - bounds[first : first + _STRIDE], self.room).sum())
-        return total
+            ends = np.append(bounds[first + 1 : first + _STRIDE], _end_of(bounds, min(first + _STRIDE, len(bounds)) - 1, self.store))
+            yield first, ends - bounds[first : first + _STRIDE]
 
     def __getitem__(self, index: int) -> Example:
         """Sentence `index`, between prefix and suffix."""
         self._check(index)
-        begin = int(self.store.sentences[index])
-        end = min(_end_of(self.store.sentences, index, self.store), begin + self.room)
+        sentence = index if self._kept is None else int(self._kept[index])
+        begin = int(self.store.sentences[sentence])
+        end = min(_end_of(self.store.sentences, sentence, self.store), begin + self.room)
         ids = np.concatenate([self.prefix, self.store.tokens[begin:end], self.suffix], dtype=np.int64)
         starts = self._word_starts(ids, np.array([len(self.prefix)]))
         return Example(0, index, ids, np.zeros(len(ids), np.int64), end - begin, starts)
