@@ -1,0 +1,65 @@
+"""`lmlab embed`: a table, files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lmlab
+from lmlab.budget import BudgetConfig
+from lmlab.cli import main
+from lmlab.data.module import CorpusModule
+from lmlab.session import RunConfig
+from tests.objectives.sentence_toy import contrastive
+from tests.objectives.toy import tokenizer
+
+TEXTS = ["The quick fox", "A lazy dog sleeps", "狐"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("embed")
+    (folder / "text.txt").write_text("\n\n".join(f"The fox number {n} jumps over it. The dog sleeps on and on." for n in range(40)))
+    made = contrastive(tokenizer())
+    data = CorpusModule(folder / "text.txt", made.tokenizer, made.feed(), global_batch_size=4, cache_dir=str(folder / "cache"))
+    budget, config = BudgetConfig(steps=2, validations=1), RunConfig(name="e", root=str(folder))
+    return str(lmlab.fit(made, data, budget, config, trainer={"accelerator": "cpu", "enable_progress_bar": False}).path)
+
+
+def test_a_few_texts_are_compared_in_a_table(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", run, *(word for text in TEXTS for word in ("--text", text))]) == 0
+    printed = capsys.readouterr().out
+    vectors = lmlab.load(run).embed(TEXTS)  # type: ignore[operator]
+    assert "1.00" in printed and f"{vectors[0] @ vectors[1]:.2f}" in printed and "lazy" in printed
+
+
+def test_files_hold_the_vectors(run: str, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("\n".join(["", *TEXTS, " "]), encoding="utf-8")
+    expected = lmlab.load(run).embed(TEXTS).numpy()  # type: ignore[operator]
+    for name in ("v.npy", "v.jsonl", "fresh.npy"):
+        fresh = ["--weights", "fresh"] if name == "fresh.npy" else []
+        assert main(["embed", run, "--file", str(tmp_path / "in.txt"), "--output", str(tmp_path / name), *fresh]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+    rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in rows] == TEXTS
+    np.testing.assert_allclose([row["vector"] for row in rows], expected, rtol=1e-6)
+    fresh = torch.from_numpy(np.load(tmp_path / "fresh.npy"))
+    assert fresh.shape == expected.shape and (fresh - torch.from_numpy(expected)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--text", "a", "--output", "v.csv"], "end it in .npy or .jsonl"),
+        (["--text", "a", "--file", "b"], "give one of them"),
+        (["--file", "missing.txt"], "cannot be read"),
+        ([word for n in range(13) for word in ("--text", str(n))], "too many for a table"),
+    ],
+)
+def test_what_cannot_be_is_refused(run: str, given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embed", run, *given]) == 2
+    assert said in capsys.readouterr().err

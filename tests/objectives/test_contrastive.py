@@ -1,0 +1,289 @@
+"""Contrastive learning: against the equations, and what every objective must do."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmlab.backbones import BackboneConfig
+from lmlab.config import rebuild
+from lmlab.data.batch import Batch, Example
+from lmlab.data.corpus import TextCorpus
+from lmlab.data.module import CorpusModule
+from lmlab.errors import ConfigError
+from lmlab.losses import Tally
+from lmlab.objectives.contrast_config import ContrastConfig
+from lmlab.objectives.contrastive import Contrastive
+from lmlab.objectives.mlm import MLM
+from lmlab.optim import OptimizerConfig
+from lmlab.tokenizer import Tokenizer
+from tests.objectives.sentence_toy import BATCH, contrastive, fitted, gradients, stamped
+from tests.objectives.toy import LENGTH, Blocks, tokenizer
+
+TOLERANCE = 1e-5  # float32 sums in another order
+KINDS: list[dict[str, Any]] = [
+    {"positives": "dropout", "dropout": 0.1, "mlp": "train"},
+    {"positives": "word_repetition", "mlm_weight": 0.1},
+    {"positives": "neighbours", "pooling": "mean", "temperature_kind": "learned"},
+    {"family": "decoder", "pooling": "last", "mlp": "always"},
+]
+
+
+@pytest.fixture(scope="module")
+def tok() -> Tokenizer:
+    return tokenizer()
+
+
+def labelled(made: Contrastive, num: int = 4) -> Batch:
+    """Hand-made examples that bring a positive and a hard negative."""
+    generator = np.random.default_rng(0)
+
+    def draw() -> np.ndarray:
+        return generator.integers(10, 200, generator.integers(2, 9))
+
+    cls, sep = made.tokenizer.cls_id, made.tokenizer.sep_id
+    examples = []
+    for index in range(num):
+        ids = np.array([cls, *draw(), sep])
+        extra = {"positive_ids": draw(), "negative_ids": draw().tolist()}
+        examples.append(Example(index, index, ids, np.zeros(len(ids), np.int64), len(ids) - 2, None, extra))
+    return made.feed().collate(examples, 0)
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_hard_negatives_are_those_of_equation_5(tok: Tokenizer, weight: float) -> None:
+    """Gao et al. 2021 (SimCSE): the positives and the hard negatives of the whole batch, one's own weighted."""
+    made = contrastive(tok, positives="labelled", hard_negatives="labelled", hard_negative_weight=weight).train()
+    batch = labelled(made)
+    vectors = made.vectors(batch)
+    h, plus, minus = (F.normalize(v, dim=-1) for v in vectors.detach().unbind(1))
+    expected = 0.0
+    for i in range(4):
+        total = 0.0
+        for j in range(4):
+            total += math.exp(float(h[i] @ plus[j]) / 0.05)
+            total += (weight if i == j else 1.0) * math.exp(float(h[i] @ minus[j]) / 0.05)
+        expected -= math.log(math.exp(float(h[i] @ plus[i]) / 0.05) / total)
+    part = made(batch).parts["contrastive"]
+    assert part.sum.item() == pytest.approx(expected, rel=1e-4) and part.count.item() == 4
+
+
+def test_two_dropout_views_of_a_text_are_equation_4(tok: Tokenizer) -> None:
+    made = contrastive(tok, dropout=0.2, positives="dropout", mlp="train").train()
+    batch, _ = stamped(made, tok)
+    torch.manual_seed(3)
+    vectors = F.normalize(made.vectors(batch), dim=-1)
+    torch.manual_seed(3)
+    part = made(batch).parts["contrastive"]
+    scores = vectors[:, 0] @ vectors[:, 1].T / 0.05
+    assert part.sum.item() == pytest.approx(F.cross_entropy(scores, torch.arange(BATCH), reduction="sum").item(), rel=TOLERANCE)
+    assert (vectors[:, 0] - vectors[:, 1]).abs().max() > 1e-3
+
+
+def test_a_sentence_that_is_there_twice_is_no_negative_of_itself(tok: Tokenizer) -> None:
+    made = contrastive(tok).train()
+    view, feed = Blocks(made.feed(), tok), made.feed()
+    first, second = view[0], view[1]._replace(position=1)
+    pair = made(feed.collate([first, second], 0)).parts["contrastive"]
+    tripled = made(feed.collate([first, second, first], 0)).parts["contrastive"]
+    # the copy finds its own view at least as easily: nothing is added to the first text's choice, the second one has one text more
+    both = made.vectors(feed.collate([first, second, first], 0))
+    h, plus = (F.normalize(v, dim=-1) for v in both.unbind(1))
+    allowed = torch.tensor([[True, True, False], [True, True, True], [False, True, True]])
+    scores = (h @ plus.T / 0.05).masked_fill(~allowed, -torch.inf)
+    assert tripled.sum.item() == pytest.approx(F.cross_entropy(scores, torch.arange(3), reduction="sum").item(), rel=1e-4, abs=1e-6)
+    assert pair.count.item() == 2 and tripled.count.item() == 3
+
+
+def test_vectors_do_not_depend_on_what_else_is_in_the_batch(tok: Tokenizer) -> None:
+    for settings in ({"pooling": "mean"}, {"pooling": "cls"}, {"family": "decoder", "pooling": "last"}):
+        made = contrastive(tok, **settings)
+        texts = ["The fox", "The quick brown fox jumps over the dog", "dog"]
+        together = made.embed(texts)
+        torch.testing.assert_close(together, torch.cat([made.embed([t]) for t in texts]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.norm(dim=-1), torch.ones(3))
+        assert made.embed([]).shape == (0, 24)
+
+
+def test_embedding_is_at_rest_in_the_middle_of_training(tok: Tokenizer) -> None:
+    """Without dropout, without the layer that is for training only, and without a trace."""
+    made = contrastive(tok, dropout=0.5, positives="dropout", mlp="train").train()
+    state = torch.random.get_rng_state()
+    vector = made.embed(["The fox"])
+    assert torch.equal(vector, made.embed(["The fox"])) and made.training and made.backbone.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    ids = torch.tensor([[tok.cls_id, *tok.encode("The fox"), tok.sep_id]])
+    with torch.no_grad():
+        torch.testing.assert_close(vector, F.normalize(made.eval().backbone(ids)[:, 0], dim=-1))
+    assert made.projector is not None
+    always = contrastive(tok, mlp="always")
+    assert always.projector is not None
+    with torch.no_grad():
+        expected = torch.tanh(always.projector(always.eval().backbone(ids)[:, 0]))
+    torch.testing.assert_close(always.embed(["The fox"]), F.normalize(expected, dim=-1))
+
+
+def test_validation_draws_the_same_views_every_time_and_leaves_no_trace(tok: Tokenizer) -> None:
+    made = contrastive(tok, dropout=0.3, positives="dropout").eval()
+    batch, _ = stamped(made, tok)
+    state = torch.random.get_rng_state()
+    first = made(batch)
+    torch.manual_seed(5)
+    second = made(batch)
+    assert first.parts["contrastive"].sum == second.parts["contrastive"].sum > 0
+    torch.random.set_rng_state(state)
+    made(batch)
+    assert torch.equal(torch.random.get_rng_state(), state) and not made.backbone.training
+
+
+def test_validation_metrics_are_those_of_the_vectors(tok: Tokenizer) -> None:
+    """Straight from the definitions, over two batches, in numpy."""
+    made = contrastive(tok, positives="neighbours", pooling="mean", mlp="train").eval()
+    view, collate = Blocks(made.feed(), tok), made.feed().eval_collate
+    batches = [collate([view[i] for i in range(first, first + 6)], 0) for first in (0, 6)]
+    tally = Tally()
+    with torch.no_grad():
+        for batch in batches:
+            tally.add(made(batch))
+        vectors = [F.normalize(made.pooled(b), dim=-1).view(6, 2, -1).double().numpy() for b in batches]
+    means = tally.means(lambda table: table, made.summary)
+    assert set(means) == {"loss", "accuracy", "alignment", "uniformity", "effective_rank"}
+    pairs = np.concatenate(vectors)
+    assert means["alignment"] == pytest.approx(((pairs[:, 0] - pairs[:, 1]) ** 2).sum(-1).mean(), rel=TOLERANCE)
+    spread = [math.exp(-2 * ((v[i, 0] - v[j, 0]) ** 2).sum()) for v in vectors for i in range(6) for j in range(i)]
+    assert means["uniformity"] == pytest.approx(math.log(np.mean(spread)), rel=TOLERANCE)
+    shares = np.linalg.svd(np.cov(pairs[:, 0], rowvar=False, bias=True), compute_uv=False)
+    shares = shares[shares > 1e-12] / shares.sum()
+    assert means["effective_rank"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
+
+
+def test_a_learned_temperature_moves_and_stays_in_its_range(tok: Tokenizer) -> None:
+    made = contrastive(tok, temperature_kind="learned", temperature=0.01).train()
+    assert made.logit_scale is not None and made.logit_scale.shape == (1,)
+    with torch.no_grad():
+        made.logit_scale += 3  # as a step too far would
+    batch, step = stamped(made, tok)
+    found = gradients(made, batch, step)
+    assert made.logit_scale.item() == pytest.approx(math.log(100)) and found["logit_scale"].any()
+    weights = fitted(contrastive(tok, temperature_kind="learned"), tok, BATCH)
+    assert weights["logit_scale"].item() != pytest.approx(math.log(20), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_it_is_rebuilt_from_its_json(tok: Tokenizer, kind: dict[str, Any]) -> None:
+    made = contrastive(tok, **kind)
+    again = rebuild(json.loads(json.dumps(made.recipe())))
+    again.configure_model()
+    again.load_state_dict(made.state_dict())
+    batch, step = stamped(made, tok)
+    assert again.recipe() == made.recipe() and torch.equal(step.total(again.eval()(batch)), step.total(made.eval()(batch)))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_parameter_gets_a_gradient_and_flops_are_those_torch_counts(tok: Tokenizer, kind: dict[str, Any]) -> None:
+    made = contrastive(tok, **kind).train()
+    batch, step = stamped(made, tok)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        step.total(made(batch)).backward()
+    assert made.flops(batch) == counter.get_total_flops()
+    assert [n for n, p in made.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("kind", KINDS[:3], ids=str)
+def test_it_learns_one_batch_by_heart(tok: Tokenizer, kind: dict[str, Any]) -> None:
+    made = contrastive(tok, **kind, temperature=0.5).train()
+    batch, _ = stamped(made, tok)
+    optimizer = torch.optim.Adam(made.parameters(), 3e-3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        part = made(batch).parts["contrastive"]
+        (part.sum / part.count).backward()
+        optimizer.step()
+        losses.append(part.sum.item() / BATCH)
+    assert losses[-1] < 0.6 * losses[0] and made(batch).parts["contrastive"].sum.item() / BATCH < 1.0
+
+
+def test_workers_change_no_bit(tok: Tokenizer) -> None:
+    alone, helped = (fitted(contrastive(tok, mlm_weight=0.5), tok, 4, steps=3, num_workers=n) for n in (0, 2))
+    assert all(torch.equal(alone[k], helped[k]) for k in alone)
+
+
+def test_the_masked_part_is_what_mlm_alone_gives(tok: Tokenizer) -> None:
+    made = contrastive(tok, mlm_weight=0.25, mask_prob=0.3).eval()
+    batch, _ = stamped(made, tok)
+    alone = MLM(tok, made.backbone_config, length=LENGTH, mask_prob=0.3)
+    alone.configure_model()
+    alone.backbone.load_state_dict(made.backbone.state_dict())
+    assert made.mlm is not None
+    alone.head.load_state_dict(made.mlm.head.state_dict())
+    losses = made(batch)
+    assert losses.parts["mlm"].weight == 0.25
+    assert losses.parts["mlm"].sum.item() == pytest.approx(alone.eval()(batch["mlm"]).parts["mlm"].sum.item(), rel=TOLERANCE)
+    assert "mlm_accuracy" in losses.monitors
+    assert len({id(p) for p in made.parameters()}) == len(list(made.named_parameters(remove_duplicate=False)))
+
+
+def test_samples_are_nearest_neighbours(tok: Tokenizer) -> None:
+    made = contrastive(tok, pooling="mean").eval()
+    view = Blocks(made.feed(), tok)
+    made.texts_per_sample = 10  # type: ignore[misc]
+    examples = [view[i] for i in range(30)]
+    samples = made.samples(examples, step=4)
+    assert len(samples) == 3 and samples == made.samples(examples, step=4)
+    query, *found = samples[1].pieces
+    assert [p.by for p in (query, *found)] == ["corpus", "search", "search", "search"]
+    rows = [e.input_ids.tolist() for e in examples]
+    vectors = torch.cat([F.normalize(made.pooled({"input_ids": torch.tensor([row])}), dim=-1) for row in rows])
+    cosines = (vectors @ vectors[10]).tolist()
+    expected = sorted((c for i, c in enumerate(cosines) if i != 10), reverse=True)[:3]
+    assert [p.cosine for p in found] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"positives": "dropout"}, "two views of a text differ in nothing else"),
+        ({"positives": "same"}, "not a choice"),
+        ({"positives": "word_repetition", "family": "decoder"}, "pooling"),
+        ({"positives": "word_repetition", "family": "decoder", "pooling": "last", "mlm_weight": 0.1}, "mlm_weight"),
+        ({"positives": "neighbours", "min_tokens": 4}, "nothing reads it"),
+        ({"positives": "neighbours", "dup_rate": 0.1}, "nothing reads it"),
+        ({"positives": "neighbours", "mask_prob": 0.4}, "nothing reads it"),
+        ({"positives": "neighbours", "hard_negative_weight": 2.0}, "nothing reads it"),
+        ({"positives": "neighbours", "hard_negatives": "labelled"}, "come from labelled data"),
+        ({"positives": "neighbours", "temperature": 0.0}, "temperature"),
+        ({"positives": "neighbours", "temperature": 0.001, "temperature_kind": "learned"}, "at least 0.01"),
+    ],
+)
+def test_impossible_settings_are_refused(tok: Tokenizer, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        family = given.pop("family", "encoder")
+        Contrastive(tok, BackboneConfig(hidden_size=24, num_heads=2), length=16, family=family, contrast=ContrastConfig(**given))
+
+
+def test_a_batch_with_nothing_to_compare_is_refused(tok: Tokenizer, tmp_path: Any) -> None:
+    made = contrastive(tok)
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("\n\n".join(f"The fox number {n} jumps over the dog. The dog sleeps on and on." for n in range(20)))
+    given = {"tokenizer": tok, "feed": made.feed(), "cache_dir": str(tmp_path / "cache")}
+    assert isinstance(CorpusModule(corpus, **given).corpus, TextCorpus)
+    with pytest.raises(ConfigError, match="global batch of 1 is too small"):
+        CorpusModule(corpus, global_batch_size=1, **given).train_dataloader()
+    with pytest.raises(ConfigError, match="evaluation of 1 example"):
+        CorpusModule(corpus, global_batch_size=4, eval_examples=1, **given).val_dataloader()
+    assert len(CorpusModule(corpus, global_batch_size=4, eval_examples=2, **given).val_dataloader()) == 1
+
+
+def test_no_optimizer_decays_the_temperature(tok: Tokenizer) -> None:
+    made = contrastive(tok, temperature_kind="learned", mlp="always")
+    made.optimizer_config = OptimizerConfig(name="adamw", weight_decay=0.1)
+    groups = made.configure_optimizers().param_groups
+    assert all(g["weight_decay"] == 0 for g in groups if any(p is made.logit_scale for p in g["params"]))

@@ -1,0 +1,41 @@
+"""Vectors of texts from objectives that were not trained for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmlab.errors import ConfigError
+from lmlab.rulers.text_vectors import text_vectors
+from tests.objectives.sentence_toy import contrastive
+from tests.objectives.toy import LENGTH, objective, tokenizer
+
+TOK = tokenizer()
+TEXTS = ["The fox", "The dog sleeps on, and the fox runs away into the wood", "wood"]
+
+
+@pytest.mark.parametrize("name", ["mlm", "clm"])
+def test_they_are_means_of_states(name: str) -> None:
+    made = objective(name, TOK, dropout=0.5)
+    made.configure_model()
+    made.train()
+    found = text_vectors(made, TEXTS)
+    made.eval()
+    for text, vector in zip(TEXTS, found, strict=True):
+        ids = [TOK.cls_id, *TOK.encode(text)[: LENGTH - 2], TOK.sep_id] if name == "mlm" else [TOK.bos_id, *TOK.encode(text)[: LENGTH - 1]]
+        with torch.no_grad():
+            expected = F.normalize(made.backbone(torch.tensor([ids]))[0].mean(0), dim=0)  # type: ignore[operator]
+        torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_contrastive_model_gives_its_own() -> None:
+    made = contrastive(TOK, mlp="always")
+    assert torch.equal(text_vectors(made, TEXTS), made.embed(TEXTS))
+
+
+def test_what_reads_two_texts_has_none() -> None:
+    made = objective("span_corruption", TOK)
+    made.configure_model()
+    with pytest.raises(ConfigError, match="gives no vectors"):
+        text_vectors(made, TEXTS)

@@ -1,0 +1,63 @@
+"""Losses over a whole batch: small passes, two ranks and a resumed run give what one pass, one rank and a straight run do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.runs import one_run
+from tests.runs.conftest import Place, start
+
+FLOAT_NOISE = 1e-6  # of the largest weight: float32 sums taken in another order
+PLAIN = {"dropout": 0.0, "optimizer": "sgd", "lr": 0.5, "steps": 5, "checkpoints": 1}  # SGD shows any error of scale
+RANKS = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    largest = max(float(value.abs().max()) for value in a.values())
+    return a.keys() == b.keys() and all(float((a[k] - b[k]).abs().max()) <= FLOAT_NOISE * largest for k in a)
+
+
+@pytest.mark.parametrize("objective", one_run.OVER_BATCH)
+def test_one_process(place: Place, objective: str) -> None:
+    found = []
+    for micro in (8, 1):
+        name = f"passes-{objective}-{micro}"
+        one_run.main(place.settings(name, name=name, objective=objective, micro=micro, **PLAIN))
+        found.append(place.result(name)["weights"])
+    assert same(*found)
+
+
+def two_ranks(place: Place, objective: str, micro: int) -> None:
+    """One rank compares its texts with those of the other, and each learns from both."""
+    alone, together = f"alone-{objective}-{micro}", f"ranks-{objective}-{micro}"
+    one_run.main(place.settings(alone, name=alone, objective=objective, micro=8, **PLAIN))
+    start(place.settings(together, name=together, objective=objective, micro=micro, devices=2, **PLAIN), RANKS)
+    assert same(place.result(alone)["weights"], place.result(together)["weights"])
+
+
+def test_two_ranks_in_small_passes(place: Place) -> None:
+    two_ranks(place, "contrastive", micro=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "micro"), [("contrastive", 4), ("contrastive_mlm", 4), ("contrastive_mlm", 2)])
+def test_two_ranks(place: Place, objective: str, micro: int) -> None:
+    two_ranks(place, objective, micro)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro", [8, 2])
+def test_killed_and_resumed_with_other_workers(place: Place, micro: int) -> None:
+    name, steps, kill_at = f"kill-contrastive-{micro}", 14, 8
+    common: dict[str, Any] = {"objective": "contrastive", "steps": steps, "checkpoints": steps, "micro": micro, "dropout": 0.1}
+    start(place.settings(f"{name}-straight", name=f"{name}-straight", **common))
+    start(place.settings(f"{name}-killed", name=name, kill_at=kill_at, **common), check=lambda code: code == -9)
+    start(place.settings(f"{name}-resumed", name=name, num_workers=2, resume="must", **common))
+    straight, killed, resumed = (place.diary(f"{name}-{part}") for part in ("straight", "killed", "resumed"))
+    assert len(straight) == steps and min(resumed)[0] == kill_at * one_run.GLOBAL_BATCH, "killed before the step was saved"
+    assert killed | resumed == straight
+    weights, again = (place.result(f"{name}-{part}")["weights"] for part in ("straight", "resumed"))
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
