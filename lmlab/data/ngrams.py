@@ -54,13 +54,13 @@ class Counts:
 
         Returns:
             For k from 1 to the order, (R, W) int64: the row in level k - 1 of the k - 1 tokens that end there; `NONE` where they were
-            never seen, or would reach beyond the row or the document. The first are 0: the empty context.
+            never seen, or would reach beyond the row. The first are 0: the empty context. One that reaches beyond the document has
+            nothing after it, because nothing was counted there.
         """
         found = [np.zeros_like(tokens), tokens][: self.order]
         for level in range(2, self.order):
             keys, now = self.keys[level - 1], np.full_like(tokens, NONE)
             now[:, 1:] = find(keys, found[-1][:, :-1], tokens[:, 1:], self.vocab_size)
-            now[tokens == self.begin_id] = NONE
             found.append(now)
         return found
 
