@@ -35,6 +35,9 @@ COMMANDS = {
     "generate": Command(USE, "continue a text: lmlab generate RUN --prompt TEXT", "lmlab.cli.generate:generate_main"),
     "fill": Command(USE, "fill gaps: lmlab fill RUN --text 'She was [MASK] to see him.'", "lmlab.cli.generate:fill_main"),
     "embed": Command(USE, "vectors of texts, and how near they are: lmlab embed RUN --text A --text B", "lmlab.cli.embed:main"),
+    "distill-corpus": Command(
+        USE, "let a causal model write a text for students to learn from: lmlab distill-corpus RUN", "lmlab.cli.distill_corpus:main"
+    ),
     "runs": Command(LOOK, "a table of runs", "lmlab.cli.runs:main"),
     "report": Command(LOOK, "build the HTML page of a run anew: lmlab report RUN", "lmlab.cli.report:main"),
     "tokenizer": Command(LOOK, "train a tokenizer, or see how one splits a text", "lmlab.cli.tokenizer:main"),
@@ -81,7 +84,7 @@ def help_text() -> str:
     lines = ["lmlab: a wind tunnel for language-model training techniques", "", "usage: lmlab COMMAND [OPTIONS]", ""]
     for group in dict.fromkeys(command.group for command in COMMANDS.values()):
         lines.append(f"{group}:")
-        lines += [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items() if command.group == group]
+        lines += [f"  {name:<14} {command.summary}" for name, command in COMMANDS.items() if command.group == group]
         lines.append("")
     width = max(len(call) for call, _ in EXAMPLES)
     lines += ["Examples:", *(f"  {call:<{width}}  # {what}" for call, what in EXAMPLES)]

@@ -44,7 +44,7 @@ def generate_main(argv: list[str]) -> int:
         seed=options.seed,
     )
     prompts: list[str] = options.prompt or [sys.stdin.read().rstrip("\n")]
-    objective = load(options.run, options.checkpoint)
+    objective = load(options.run, options.checkpoint).product
     if not isinstance(objective, CLM):
         raise _wrong(options.run, type(objective).__name__, "continue a text", "`lmlab fill` lets it fill gaps")
     console = Console(highlight=False, soft_wrap=True)
@@ -66,7 +66,7 @@ def fill_main(argv: list[str]) -> int:
     parser.add_argument("--num_choices", type=int, default=5, help="choices to show for each [MASK] (default: 5)")
     options = parser.parse_args(grant(argv)[0])
     texts: list[str] = options.text or [sys.stdin.read().rstrip("\n")]
-    objective = load(options.run, options.checkpoint)
+    objective = load(options.run, options.checkpoint).product
     console = Console(highlight=False)
     if isinstance(objective, MLM):
         _fill_masks(console, objective, texts, options.num_choices)

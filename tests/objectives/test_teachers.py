@@ -1,0 +1,181 @@
+"""Teachers: found or refused with a reason, read from Hugging Face folders, and lending layers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+from lmlab.backbones import BackboneConfig
+from lmlab.checkpoint import write_checkpoint
+from lmlab.errors import CheckpointError, ConfigError
+from lmlab.objectives.base import Objective
+from lmlab.objectives.distillation import Distillation
+from lmlab.objectives.distillation_losses import DistillationLoss, ResponseConfig
+from lmlab.objectives.layer_map import FeatureMatch
+from lmlab.objectives.mlm import MLM
+from lmlab.objectives.teachers import TeacherConfig, read_teacher
+from lmlab.tokenizer import Tokenizer, TokenizerConfig
+from tests.objectives.teaching import KINDS, STUDENT, TEACHER, batches, described, student, taught, teacher
+from tests.objectives.toy import LENGTH, TEXT, tokenizer
+
+RESPONSE = DistillationLoss(response=ResponseConfig())
+HIDDEN = DistillationLoss(features=(FeatureMatch(feature="hidden", teacher=-1, student=-1, loss="mse", projection="linear"),))
+
+
+@pytest.fixture(scope="module")
+def tok() -> Tokenizer:
+    return tokenizer()
+
+
+def saved(objective: Objective, path: Path) -> str:
+    content: dict[str, Any] = {"state_dict": objective.state_dict()}
+    objective.on_save_checkpoint(content)
+    write_checkpoint(content, path)
+    return str(path)
+
+
+def test_a_checkpoint_teaches_as_it_was_trained(tok: Tokenizer, tmp_path: Path) -> None:
+    guide = teacher("clm", tok)
+    read = read_teacher(TeacherConfig(run=saved(guide, tmp_path / "t.ckpt")), tok, "teachers[0]")
+    batch = batches(guide, tok)[0]
+    assert torch.equal(read.states(batch), guide.states(batch)) and not read.training
+
+
+def test_a_student_can_teach_in_its_turn(tok: Tokenizer, tmp_path: Path) -> None:
+    made = taught("mlm", tok, RESPONSE)
+    read = read_teacher(TeacherConfig(run=saved(made, tmp_path / "t.ckpt")), tok, "teachers[0]")
+    assert isinstance(read, MLM) and torch.equal(read.head.weight, made.student.head.weight)
+
+
+def test_setup_reads_teachers_for_all_but_predicting(tok: Tokenizer, tmp_path: Path) -> None:
+    run = saved(teacher("mlm", tok), tmp_path / "t.ckpt")
+    for stage, num in (("predict", 0), ("fit", 1), ("validate", 1)):
+        made = student("mlm", tok, RESPONSE, teachers=(TeacherConfig(run=run),))
+        made.setup(stage)
+        assert len(made.teachers) == num
+        made.setup(stage)
+        assert len(made.teachers) == num, "read once"
+
+
+def test_a_teacher_that_is_not_there_is_named(tok: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMLAB_RUNS", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"no run 'mml'[\s\S]*teachers\[0\].run"):
+        student("mlm", tok, RESPONSE, teachers=(TeacherConfig(run="mml"),)).setup("fit")
+
+
+def test_another_vocabulary_is_refused_and_another_way_named(tok: Tokenizer, tmp_path: Path) -> None:
+    run = saved(teacher("mlm", tok), tmp_path / "t.ckpt")
+    other = Tokenizer.train([TEXT] * 3, TokenizerConfig(vocab_size=290, num_sentinels=8))
+    made = student("mlm", other, RESPONSE, teachers=(TeacherConfig(run=run),))
+    with pytest.raises(ConfigError, match=r"another tokenizer[\s\S]*distill-corpus"):
+        made.setup("fit")
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("clm", "mlm"), ("mlm", "clm"), ("span_corruption", "mlm"), ("clm", "span_corruption")])
+def test_answers_to_another_question_are_refused(theirs: str, ours: str, tok: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=f"trained on '{theirs}', the student on '{ours}'"):
+        student(ours, tok, RESPONSE).learn_from([teacher(theirs, tok)])
+
+
+def test_a_causal_teacher_may_show_a_masked_student_its_states(tok: Tokenizer) -> None:
+    made = student("mlm", tok, HIDDEN)
+    made.learn_from([teacher("clm", tok)])
+    assert made(batches(made, tok)[0]).parts["hidden_last_mse"].sum > 0
+    with pytest.raises(ConfigError, match="cannot read what"):
+        student("mlm", tok, HIDDEN).learn_from([teacher("span_corruption", tok)])
+
+
+def test_a_teacher_with_too_few_positions_is_refused(tok: Tokenizer) -> None:
+    short = teacher("mlm", tok, BackboneConfig(hidden_size=32, num_layers=1, num_heads=2, position="learned", max_length=LENGTH))
+    made = Distillation(
+        tok,
+        STUDENT,
+        student=dataclasses.replace(described("mlm"), settings={"length": LENGTH + 1}),
+        teachers=(TeacherConfig(run="x"),),
+        loss=RESPONSE,
+    )
+    with pytest.raises(ConfigError, match="do not fit into 16 learned positions"):
+        made.learn_from([short])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_starts_from_the_layers_it_is_lent(kind: str, tok: Tokenizer) -> None:
+    guide = teacher(kind, tok)
+    config = dataclasses.replace(TEACHER, num_layers=2, num_decoder_layers=1 if kind == "span_corruption" else None, dropout=0.1)
+    layers = (1, 3, 5) if kind == "span_corruption" else (1, 3)
+    made = student(kind, tok, RESPONSE, config, teachers=(TeacherConfig(run="x", lends=layers),))
+    made.learn_from([guide])
+    ours, theirs = made.student.backbone, guide.backbone
+    for mine, number in zip(ours.blocks, layers, strict=True):  # type: ignore[union-attr]
+        for name, value in theirs.blocks[number - 1].state_dict().items():  # type: ignore[union-attr,index]
+            assert torch.equal(mine.state_dict()[name], value)
+    around = {name: value for name, value in made.student.state_dict().items() if ".blocks." not in name}
+    assert around and all(torch.equal(value, guide.state_dict()[name]) for name, value in around.items())
+
+
+def test_trained_weights_are_not_overwritten(tok: Tokenizer) -> None:
+    lending = (TeacherConfig(run="x", lends=(1, 3)),)
+    config = dataclasses.replace(TEACHER, num_layers=2)
+    made = student("mlm", tok, RESPONSE, config, teachers=lending)
+    made.configure_model()
+    seed_everything(9, verbose=False)
+    drawn = {name: torch.randn_like(value) for name, value in made.state_dict().items()}
+    made.load_state_dict(drawn)
+    made.learn_from([teacher("mlm", tok)])
+    assert all(torch.equal(value, drawn[name]) for name, value in made.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("layers", "config", "why"),
+    [
+        ((1, 4), {}, r"layers \[1, 4\] of a teacher of 3"),
+        ((1,), {}, "do not make a student of 2"),
+        ((1, 3), {"hidden_size": 16}, r"hidden_size \(32 there, 16 here\)"),
+        ((1, 3), {"activation": "geglu"}, r"activation \(swiglu there, geglu here\)"),
+        ((1, 3), {"tie": "untied"}, "tie"),
+    ],
+)
+def test_layers_of_another_make_are_refused(layers: tuple[int, ...], config: dict[str, Any], why: str, tok: Tokenizer) -> None:
+    own = dataclasses.replace(TEACHER, **{"num_layers": 2} | config)
+    made = student("mlm", tok, RESPONSE, own, teachers=(TeacherConfig(run="x", lends=layers),))
+    with pytest.raises(ConfigError, match=why):
+        made.learn_from([teacher("mlm", tok)])
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_hugging_face_folder_teaches(family: str, tok: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    seed_everything(0, verbose=False)
+    tok.save(tmp_path)
+    size = tok.vocab_size if family == "bert" else tok.vocab_size - 3  # a vocabulary that lacks the last tokens
+    if family == "bert":
+        config = transformers.BertConfig(
+            vocab_size=size, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40, initializer_range=0.3
+        )
+        model = transformers.BertForMaskedLM(config)
+    else:
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(vocab_size=size, n_embd=24, n_layer=3, n_head=2, initializer_range=0.3)
+        )
+    model.eval().save_pretrained(tmp_path, safe_serialization=True)
+    kind = "mlm" if family == "bert" else "clm"
+    made = student(kind, tok, RESPONSE, teachers=(TeacherConfig(run=str(tmp_path)),))
+    made.setup("fit")
+    batch = {key: value % size if key == "input_ids" else value for key, value in batches(made, tok, size=8)[0].items()}
+    batch = {key: value for key, value in batch.items() if key not in ("document_ids", "position_ids")}
+    guide = made.teachers[0].module  # type: ignore[union-attr]
+    with torch.no_grad():
+        wanted = model(input_ids=batch["input_ids"]).logits
+        found = guide.head(guide.states(batch))
+    torch.testing.assert_close(found[..., :size], wanted, rtol=1e-4, atol=1e-4)
+    made(batch).total(batch["counts"]).backward()
+    other = student(
+        kind, Tokenizer.train([TEXT] * 3, TokenizerConfig(vocab_size=290, num_sentinels=8)), RESPONSE, teachers=made.teacher_configs
+    )
+    with pytest.raises(ConfigError, match="is not the student's"):
+        other.setup("fit")
