@@ -104,6 +104,6 @@ class Tally:
             mean, shape = row[:-1] / row[-1] if row[-1] else torch.full_like(row[:-1], torch.nan), self._shapes[name]
             means[name] = mean.view(shape) if mean.numel() > 1 else mean.item()
         loss = sum(float(weight) * float(means[name]) for name, weight in self._weights.items())
-        self._sums = {}
-        shown = {name: value for name, value in means.items() if len(self._weights) > 1 or name not in self._weights}
-        return {"loss": loss, **{name: float(value) for name, value in summary(shown).items()}}
+        hidden = self._weights if len(self._weights) == 1 else {}  # the only part is the loss already
+        self._sums, self._weights = {}, {}  # another window may have other parts
+        return {"loss": loss, **{name: float(value) for name, value in summary(means).items() if name not in hidden}}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lmlab.data.batch import Batch, Collator, Example
 from lmlab.data.order import example_at, hash64
-from lmlab.errors import ConfigError
+from lmlab.data.plan import BatchPlan
 
 if TYPE_CHECKING:
     from lmlab.data.views import View
 
-TRAIN_ORDER, DROPOUT = 0, 1  # streams of randomness that must not meet
+TRAIN_ORDER, DROPOUT, WINDOW_DRAW = 0, 1, 11  # streams of randomness that must not meet
 EVAL_SEED = 0
 """Seed of the evaluation's corruption and pairs, the same in every run, so that runs can be compared."""
 
@@ -44,6 +44,7 @@ class Window(NamedTuple):
         position: Examples consumed by all ranks once this window is done.
         micro_size: Examples of a forward pass: fewer than this batch has where the loss is over the batch.
         seed: For dropout; a function of the run's seed and the position of the first example of the micro-batch.
+        draw: 64 random bits of the window, the same in all its micro-batches and on all ranks.
     """
 
     counts: dict[str, Tensor]
@@ -54,6 +55,7 @@ class Window(NamedTuple):
     position: int
     micro_size: int
     seed: int
+    draw: int = 0
 
     @property
     def is_first(self) -> bool:
@@ -64,75 +66,6 @@ class Window(NamedTuple):
     def is_last(self) -> bool:
         """Whether the optimiser steps after this micro-batch."""
         return self.index == self.size - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchPlan:
-    """How the global batch is cut: `global_size = micro_size * world_size * micro-batches per window`.
-
-    Args:
-        global_size: Examples per optimiser step, over all ranks.
-        micro_size: Examples per forward pass on one rank.
-        rank: This rank among the data-parallel ranks.
-        world_size: Data-parallel ranks.
-        loss_over: `batch` keeps this rank's share of a window in one piece.
-    """
-
-    global_size: int
-    micro_size: int
-    rank: int = 0
-    world_size: int = 1
-    loss_over: Literal["examples", "batch"] = "examples"
-
-    def __post_init__(self) -> None:
-        """Checks that the cut comes out even."""
-        per_pass = self.micro_size * self.world_size
-        if min(self.global_size, self.micro_size) < 1 or self.global_size % per_pass:
-            raise ConfigError(
-                f"a global batch of {self.global_size} cannot be cut into micro-batches of {self.micro_size} on {self.world_size} rank(s)",
-                where="data.global_batch_size, data.micro_batch_size",
-                why="global_batch_size must be a multiple of micro_batch_size times the number of ranks",
-                remedy=f"set data.global_batch_size to {max(1, round(self.global_size / max(1, per_pass))) * max(1, per_pass)}",
-            )
-
-    @property
-    def num_micro(self) -> int:
-        """Batches per window on each rank: the gradient accumulation."""
-        return self.global_size // (self.batch_size * self.world_size)
-
-    @property
-    def batch_size(self) -> int:
-        """Examples in one of them."""
-        return self.micro_size if self.loss_over == "examples" else self.global_size // self.world_size
-
-    def positions(self, window: int) -> list[int]:
-        """Positions of this rank's examples in a window, in the order in which they are consumed.
-
-        Args:
-            window: Running number of the window, which is the optimiser step.
-        """
-        start, stride = window * self.global_size, self.micro_size * self.world_size
-        first = range(start + self.rank * self.micro_size, start + self.global_size, stride)
-        return [n for begin in first for n in range(begin, begin + self.micro_size)]
-
-
-def deal(num_examples: int, plan: BatchPlan, rank: int) -> list[list[int]]:
-    """Which evaluation examples a rank sees in which batch.
-
-    Where the loss is over a batch, batches are those of one rank alone, whole ones only, dealt out in turn: then the number of ranks
-    does not decide what is compared.
-
-    Args:
-        num_examples: Of the evaluation.
-        plan: How batches are cut.
-        rank: Of the data-parallel ranks.
-    """
-    if plan.loss_over == "batch":
-        whole = max(num_examples // plan.global_size, 1) * plan.global_size
-        batches = [list(range(i, min(i + plan.global_size, num_examples))) for i in range(0, whole, plan.global_size)]
-        return batches[rank :: plan.world_size]
-    share = range(rank, num_examples, plan.world_size)
-    return [list(share[i : i + plan.micro_size]) for i in range(0, len(share), plan.micro_size)]
 
 
 class WindowSampler(Sampler[list[int]]):
@@ -194,19 +127,52 @@ class WindowCollator:
     plan: BatchPlan
     seed: int
 
+    def sampler(self, start: int) -> WindowSampler:
+        """Positions of one window after another.
+
+        Args:
+            start: The first window.
+        """
+        return WindowSampler(self.plan, start)
+
     def __call__(self, examples: Sequence[Example]) -> list[Batch]:
         """One batch for each micro-batch of the window, each with its `Window` under the key `window`."""
         size = self.plan.batch_size
         groups = [examples[i : i + size] for i in range(0, len(examples), size)]
         batches = [self.collate(group, self.seed) for group in groups]
-        counts = {part: torch.stack([b["counts"][part] for b in batches]).sum(0) for part in batches[0]["counts"]}
-        tokens = sum(int(b["tokens"]) for b in batches)
-        supervised = sum(int(b["num_labelled"] if "num_labelled" in b else sum(b["counts"].values())) for b in batches)
-        position = (examples[0].position // self.plan.global_size + 1) * self.plan.global_size
-        for index, (batch, group) in enumerate(zip(batches, groups, strict=True)):
-            seed = hash64(self.seed, DROPOUT, group[0].position)
-            batch["window"] = Window(counts, tokens, supervised, index, len(batches), position, self.plan.micro_size, seed)
-        return batches
+        window = examples[0].position // self.plan.global_size
+        seeds = [hash64(self.seed, DROPOUT, group[0].position) for group in groups]
+        return stamp(batches, seeds, (window + 1) * self.plan.global_size, self.plan.micro_size, hash64(self.seed, WINDOW_DRAW, window))
+
+
+def stamp(batches: list[Batch], seeds: Sequence[int], position: int, micro_size: int, draw: int) -> list[Batch]:
+    """Writes the window into each of its micro-batches.
+
+    Args:
+        batches: Of one window; not all need have the same parts.
+        seeds: For dropout, one for each.
+        position: Examples consumed by all ranks once the window is done.
+        micro_size: Examples of a forward pass.
+        draw: Random bits of the window.
+    """
+    counts: dict[str, Tensor] = {}
+    for batch in batches:
+        for part, count in batch["counts"].items():
+            counts[part] = counts[part] + count if part in counts else count
+    tokens = sum(int(b["tokens"]) for b in batches)
+    supervised = sum(num_labelled(b) for b in batches)
+    for index, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
+        batch["window"] = Window(counts, tokens, supervised, index, len(batches), position, micro_size, seed, draw)
+    return batches
+
+
+def num_labelled(batch: Batch) -> int:
+    """Labelled tokens of a batch.
+
+    Args:
+        batch: What a collator made.
+    """
+    return int(batch["num_labelled"] if "num_labelled" in batch else sum(batch["counts"].values()))
 
 
 @dataclass(frozen=True)
@@ -226,6 +192,26 @@ class EvalCollator:
         return self.collate(examples, self.seed)
 
 
+class WindowMaker(Protocol):
+    """Says what a window consists of, and makes micro-batches of it."""
+
+    def sampler(self, start: int) -> Sampler[Any]:
+        """What to look up for one window after another, without end.
+
+        Args:
+            start: The first window.
+        """
+        ...
+
+    def __call__(self, examples: Any) -> list[Batch]:
+        """The micro-batches of a window, each with its `Window` under the key `window`.
+
+        Args:
+            examples: What was found there.
+        """
+        ...
+
+
 class WindowLoader:
     """Yields the micro-batches of each window one by one, from any window on.
 
@@ -236,10 +222,10 @@ class WindowLoader:
         num_workers: Processes that prepare windows ahead; 0 prepares them in this process.
     """
 
-    def __init__(self, view: OrderedView, collator: WindowCollator, start: int, num_workers: int) -> None:
+    def __init__(self, view: Dataset[Any], collator: WindowMaker, start: int, num_workers: int) -> None:
         self._windows = DataLoader(
             view,
-            batch_sampler=WindowSampler(collator.plan, start),
+            batch_sampler=collator.sampler(start),
             collate_fn=collator,
             num_workers=num_workers,
             # a generator of its own: otherwise the loader draws its base seed from the global stream and shifts dropout

@@ -14,12 +14,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Runs what is inside in evaluation mode and without gradients.
 
     Afterwards, also after an error, each part is in the mode it was in: a frozen teacher inside a network that trains stays at rest.
+    What a part uses without owning it, it lists under `borrowed`; that is asked and put back as well.
 
     Args:
         module: The network to ask.
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    lenders = [lender for part in module.modules() for lender in getattr(part, "borrowed", ())]
+    modes = [(part, part.training) for whole in (module, *lenders) for part in whole.modules()]
+    for whole in (module, *lenders):
+        whole.eval()
     try:
         with torch.no_grad():
             yield

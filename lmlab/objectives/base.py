@@ -229,7 +229,15 @@ class Objective(Recorded, LightningModule, ABC):
             # `step` is what loggers plot against: steps done, counted from 1
             self.log("step", float(self.trainer.global_step))
             self.log("train/learning_rate", self._optimizer.param_groups[0]["lr"])
-            self.log_dict({f"train/{name}": value for name, value in means.items()})
+            self.log_training(means)
+
+    def log_training(self, means: dict[str, float]) -> None:
+        """Logs the means of a step under `train/`. Lightning repeats what is not logged anew; where that would be wrong, override this.
+
+        Args:
+            means: By name.
+        """
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation means."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import nn
 
 from lmlab.backbones import BackboneConfig
 from lmlab.config import rebuild, to_plain
-from lmlab.data.batch import Batch
 from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.tokenizer import Tokenizer
@@ -100,30 +99,16 @@ def build_on(child: Objective, backbone: nn.Module | None) -> nn.Module:
     if own is None:
         raise ConfigError(f"{type(child).__name__} has no backbone to share", where="objective", remedy="train it by itself")
     object.__setattr__(child, "backbone", own)
+    object.__setattr__(child, "borrowed", (own,))
     child._is_built = True
     return own if backbone is None else backbone
 
 
-def renamed(child: str, names: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of parts and monitors inside a parent: `child/name`, or `child` alone where the two are the same.
+def kind_of_backbone(child: Objective) -> type[nn.Module] | None:
+    """What kind of backbone an objective trains, before it is built; None where its class does not say.
 
     Args:
-        child: Name of the child.
-        names: By the child's own names.
+        child: The objective; its class annotates `backbone`.
     """
-    return {child if name == child else f"{child}/{name}": value for name, value in names.items()}
-
-
-def nested_batch(batches: Mapping[str, Batch]) -> Batch:
-    """One batch of the batches of several objectives.
-
-    Args:
-        batches: By the name of the objective.
-
-    Returns:
-        Batch with `tasks`, the batches by name, and the sums of their accounts.
-    """
-    counts = {name: count for child, batch in batches.items() for name, count in renamed(child, batch["counts"]).items()}
-    tokens = sum(batch["tokens"] for batch in batches.values())
-    labelled = sum(b["num_labelled"] if "num_labelled" in b else sum(b["counts"].values()) for b in batches.values())
-    return {"tasks": dict(batches), "counts": counts, "tokens": tokens, "num_labelled": labelled}
+    kind = get_type_hints(type(child)).get("backbone")
+    return kind if isinstance(kind, type) and issubclass(kind, nn.Module) and kind is not nn.Module else None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lmlab.data.batch import Example, Feed
+from lmlab.data.batch import Example
 from lmlab.data.module import CorpusModule
 from lmlab.data.smoothing import Smoothing, smooth
 from lmlab.data.views import make_view
@@ -49,13 +49,15 @@ def anchors_for(data: CorpusModule) -> Anchors | None:
         None where there is no likelihood to compare: the objective is not fed blocks with one token of lookahead, or its tokens do
         not tell how many bytes they stand for.
     """
-    feed, tokenizer = data.feed, data.tokenizer
-    if not isinstance(feed, Feed) or tokenizer is None or feed.view != "blocks" or feed.lookahead != 1 or not tells_bytes(tokenizer):
+    tokenizer = data.tokenizer
+    causal = [(task, feed) for task, feed in data.feeds.items() if feed.view == "blocks" and feed.lookahead == 1]
+    if not causal or tokenizer is None or not tells_bytes(tokenizer):
         return None
-    train, held_out = data.view("train"), data.evaluation("val")
+    task, feed = causal[0]
+    train, held_out = data.view("train", task), data.evaluation("val", task)
     # read in longer blocks, which is faster and counts the same, but for a remainder at the end of the text
     wide = feed.length * max(1, min(32, len(train) // 20))
-    train = make_view(data.stores["train"], dataclasses.replace(feed, length=wide), tokenizer)
+    train = make_view(data.opened(task)["train"], dataclasses.replace(feed, length=wide), tokenizer)
     counted = min(len(train), max(1, MAX_COUNTED // wide))
     blocks = (train[i * len(train) // counted] for i in range(counted))
     begin_id = feed.prefix[0] if feed.prefix else -1

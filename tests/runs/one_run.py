@@ -10,7 +10,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,21 @@ from lmlab.budget import BudgetConfig
 from lmlab.callbacks import Compile, WeightAveraging
 from lmlab.data.module import CorpusModule
 from lmlab.data.store import StoreConfig
+from lmlab.data.task_order import TaskSampling
 from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.contrast_config import ContrastConfig
 from lmlab.objectives.contrastive import Contrastive
 from lmlab.objectives.mlm import MLM
+from lmlab.objectives.multitask import Multitask
 from lmlab.objectives.ngram import NGram
 from lmlab.objectives.nsp import NextSentence
 from lmlab.objectives.recurrent_lm import RecurrentLM
 from lmlab.objectives.span_corruption import SpanCorruption
+from lmlab.objectives.task_config import TaskConfig
+from lmlab.objectives.task_step import GradientsConfig
 from lmlab.optim import OptimizerConfig, ScheduleConfig
+from lmlab.optim.weighting import WeightingConfig
 from lmlab.session import RunConfig
 from lmlab.tokenizer import Tokenizer
 from lmlab.training import fit
@@ -56,6 +62,32 @@ OVER_BATCH: dict[str, Callable[..., Objective]] = {
     "contrastive_mlm": partial(Contrastive, length=LENGTH, contrast=ContrastConfig(positives="neighbours", mlp="none", mlm_weight=0.5)),
 }
 """A rank's share of a step is one batch."""
+
+
+def _multitask(kinds: Sequence[str], **settings: Any) -> Callable[..., Objective]:
+    """A factory like those above; heads have weights of their own."""
+    paths = {"mlm": MLM, "clm": CLM, "contrastive": Contrastive}
+    further: dict[str, dict[str, Any]] = {"contrastive": {"contrast": {"positives": "word_repetition", "temperature": 0.5}}}
+    tasks = {
+        kind: TaskConfig(objective=f"{paths[kind].__module__}.{paths[kind].__name__}", settings={"length": LENGTH, **further.get(kind, {})})
+        for kind in kinds
+    }
+
+    def make(tokenizer: Tokenizer, backbone: BackboneConfig, *rest: Any) -> Objective:
+        return Multitask(tokenizer, replace(backbone, mlm_transform="dense", head_bias=True), *rest, tasks=tasks, **settings)
+
+    return make
+
+
+MULTITASK: dict[str, Callable[..., Objective]] = {
+    "multitask": _multitask(("mlm", "clm"), weighting=WeightingConfig(kind="uncertainty"), gradients=GradientsConfig(rule="pcgrad")),
+    "multitask_norms": _multitask(("clm", "mlm"), weighting=WeightingConfig(kind="gradnorm")),
+    "multitask_turns": _multitask(
+        ("mlm", "clm"), sampling=TaskSampling(regime="temperature", temperature=2.0), weighting=WeightingConfig(kind="dwa", period=2)
+    ),
+    "multitask_contrastive": _multitask(("mlm", "contrastive"), weighting=WeightingConfig(kind="uncertainty")),
+}
+"""Several tasks on one backbone: one of them in turn, or all of them, of which one may have passes of its own."""
 
 
 def digest(value: Any) -> str:
@@ -103,6 +135,7 @@ DEFAULTS: dict[str, Any] = {
     "compiled": False,
     "averaged": False,
     "diary": os.devnull,
+    "log_every": 50,
 }
 
 
@@ -112,7 +145,7 @@ def main(given: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     tokenizer = Tokenizer.load(settings["tokenizer"])
     dropout = settings["dropout"]
-    objective = (OBJECTIVES | ALONE | OVER_BATCH)[settings["objective"]](
+    objective = (OBJECTIVES | ALONE | OVER_BATCH | MULTITASK)[settings["objective"]](
         tokenizer,
         BackboneConfig(
             hidden_size=32,
@@ -150,6 +183,7 @@ def main(given: dict[str, Any]) -> None:
         seed=3,
         trainer={
             "enable_progress_bar": False,
+            "log_every_n_steps": settings["log_every"],
             "accelerator": "cpu",
             "devices": settings["devices"],
             "strategy": "ddp" if settings["devices"] > 1 else "auto",

@@ -1,0 +1,304 @@
+"""Several objectives on one backbone, at once or in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmlab.backbones import BackboneConfig
+from lmlab.config import require
+from lmlab.data.batch import Batch, Example, Feed
+from lmlab.data.task_order import TaskSampling
+from lmlab.data.tasks import TaskFeeds
+from lmlab.errors import ConfigError
+from lmlab.losses import Losses, Means, Part
+from lmlab.objectives.base import Objective, Prediction
+from lmlab.objectives.nested import build_on
+from lmlab.objectives.passes import Outcome, Pass, Step
+from lmlab.objectives.task_config import TaskConfig, check_names, check_sharing
+from lmlab.objectives.task_step import GradientsConfig, TaskStep
+from lmlab.optim import OptimizerConfig, ScheduleConfig
+from lmlab.optim.task_weights import TaskWeights
+from lmlab.optim.weighting import WeightingConfig
+from lmlab.run.samples import Sample
+from lmlab.tokenizer import Tokenizer
+
+PENALTY = "noise"
+"""Name of the part by which a task's factor is learned."""
+
+
+class Multitask(Objective):
+    """Objectives that share one backbone and keep their own heads, losses and data.
+
+    A step has every task, each with a batch of its own, or one task (`sampling`). The loss is the sum of the tasks' losses, each the mean
+    over its own terms, times its weight and a factor (`weighting`). `train/loss` is what is differentiated; `val/loss` leaves the factors
+    out, so that it means the same from one validation to the next. Everything a task would report by itself is reported as
+    `<stage>/<task>/...`.
+
+    The first task builds the backbone. An encoder is lent to a causal task as a decoder, and back: weights are shared, masks differ. In a
+    step without it, a task's own parameters rest.
+
+    Args:
+        tokenizer: Gives vocabulary and special ids to all tasks.
+        backbone: Sizes and bricks of the shared network.
+        optimizer: How parameters move.
+        schedule: Learning rate over the budget.
+        tasks: Objectives by name.
+        sampling: Which tasks a step has.
+        weighting: How much they count.
+        gradients: What is made of their gradients.
+
+    Source: Caruana 1997, "Multitask Learning" (hard parameter sharing); Liu et al. 2019, "Multi-Task Deep Neural Networks for Natural
+    Language Understanding", algorithm 1 (one task per step).
+    """
+
+    backbone: nn.Module
+    weights: TaskWeights
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        backbone: BackboneConfig = BackboneConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        schedule: ScheduleConfig = ScheduleConfig(),
+        tasks: dict[str, TaskConfig] | None = None,
+        sampling: TaskSampling = TaskSampling(),
+        weighting: WeightingConfig = WeightingConfig(),
+        gradients: GradientsConfig = GradientsConfig(),
+    ) -> None:
+        """Stores the configs, and makes the objectives, which store theirs."""
+        super().__init__(tokenizer, backbone, optimizer, schedule)
+        self.task_configs = dict(tasks or {})
+        self.sampling, self.weighting, self.gradients = sampling, weighting, gradients
+        check_names(self.task_configs)
+        made = {task: config.make(tokenizer, backbone, f"tasks.{task}") for task, config in self.task_configs.items()}
+        check_sharing(made)
+        self._check_settings(list(made))
+        self.tasks = nn.ModuleDict(made)
+        object.__setattr__(self, "texts_per_sample", max(child.texts_per_sample for child in made.values()))  # else a matter of the class
+        self._part_weights: dict[str, dict[str, float | Tensor]] = {task: {} for task in made}
+        self._progress, self._is_logged = 0.0, True
+        self._gathered: TaskStep | None = None
+
+    def _check_settings(self, tasks: list[str]) -> None:
+        """Refuses settings that do not go together."""
+        self.weighting.check_tasks(tasks)
+        for task, config in self.task_configs.items():
+            unused = self.weighting.kind != "equal" or config.weight == 1
+            rule = "with `equal` weighting all weights are 1"
+            require(unused, config, "weight", rule, f"set weighting.kind to static, or leave tasks.{task}.weight out")
+        together, name = self.sampling.regime == "all" and len(tasks) > 1, type(self.weighting).__name__
+        why, remedy = "it compares the gradients of several tasks in one step", "set sampling.regime to all, with two tasks or more"
+        for asked, where in (
+            (self.gradients.rule == "pcgrad", "gradients.rule = pcgrad"),
+            (self.gradients.cosines == "on", "gradients.cosines = on"),
+            (self.weighting.kind == "gradnorm", "weighting.kind = gradnorm"),
+        ):
+            if asked and not together:
+                raise ConfigError(f"{where} is not possible here", where=where.split(" ")[0], why=why, remedy=remedy)
+        fixed = self.weighting.kind in ("equal", "static")
+        require(fixed or len(tasks) > 1, self.weighting, "kind", f"one task has nothing to be weighed against ({name})", "set it to equal")
+
+    def child(self, task: str) -> Objective:
+        """The objective of a task.
+
+        Args:
+            task: Its name.
+        """
+        return self.tasks[task]  # type: ignore[return-value]
+
+    def feed(self) -> TaskFeeds:
+        """What each task wants to be fed."""
+        feeds: dict[str, Feed] = {}
+        for task in self.task_configs:
+            feed = self.child(task).feed()
+            if not isinstance(feed, Feed):
+                raise ConfigError(f"'{task}' is itself several tasks", where=f"tasks.{task}", remedy="name them here, side by side")
+            feeds[task] = feed
+        return TaskFeeds(feeds=feeds, sampling=self.sampling)
+
+    def build(self, backbone: nn.Module | None = None) -> None:
+        """Builds the first task with the backbone, and the others on it."""
+        shared = backbone
+        for task in self.task_configs:
+            shared = build_on(self.child(task), shared)
+        assert shared is not None
+        self.backbone = shared
+        self.weights = self.weighting.build(list(self.task_configs))
+
+    def losses(self, batch: Batch) -> Losses:
+        """The losses of all tasks in a micro-batch.
+
+        Returns:
+            Parts and monitors by `task/name`; in training, parts are weighed with the factors of the step.
+        """
+        parts: dict[str, Part] = {}
+        monitors: dict[str, Part] = {}
+        for task, own in batch["tasks"].items():
+            losses = self._of_task(task, self.child(task).losses(own))
+            parts.update(losses.parts)
+            monitors.update(losses.monitors)
+        return Losses(parts, monitors)
+
+    def _of_task(self, task: str, losses: Losses) -> Losses:
+        """The losses of a task as its share in the whole."""
+        self._part_weights[task].update({f"{task}/{name}": part.weight for name, part in losses.parts.items()})
+        weight = self.task_configs[task].weight
+        factor = self.weights.factor(task) if self.training else 1.0
+        parts = {f"{task}/{n}": part._replace(weight=part.weight * factor * weight) for n, part in losses.parts.items()}
+        monitors = {f"{task}/{n}": part for n, part in losses.monitors.items()}
+        penalty = self.weights.penalty(task) if self.training else None
+        if self.training and self.weights.is_dynamic:
+            monitors[f"{task}/weight"] = Part(torch.as_tensor(factor * weight).detach(), torch.ones(1, dtype=torch.int64))
+        if penalty is not None and parts:
+            parts[f"{task}/{PENALTY}"] = Part(penalty, torch.ones(1, dtype=torch.int64), weight)
+        return Losses(parts, monitors)
+
+    def summary(self, means: Means) -> Means:
+        """What each task would report by itself, under its name, with its loss as `task/loss`."""
+        reported = {name: value for name, value in means.items() if name.partition("/")[0] not in self.task_configs}
+        for task, weights in self._part_weights.items():
+            own = {name: value for name, value in means.items() if name.startswith(f"{task}/")}
+            if not own.keys() & weights.keys():
+                continue
+            weight = own.pop(f"{task}/weight", None)
+            own.pop(f"{task}/{PENALTY}", None)
+            loss = sum(float(share) * float(own[name]) for name, share in weights.items() if name in own)
+            only = weights.keys() if len(weights) == 1 else set()  # the only part is the loss
+            shown = self.child(task).summary({n.removeprefix(f"{task}/"): value for n, value in own.items() if n not in only})
+            reported[f"{task}/loss"] = loss
+            reported.update({f"{task}/{name}": value for name, value in shown.items()})
+            reported.update({} if weight is None else {f"{task}/weight": weight})
+        return reported
+
+    def passes(self, batch: Batch, step: Step) -> list[Pass]:
+        """The passes of each task, one task after the other, and a last one that has no loss.
+
+        In the last pass the tasks' gradients are compared and combined, and factors learn from the step. The graphs of the tasks have
+        nothing in common, so differentiating them one by one costs what differentiating their sum does, in the memory of one.
+        """
+        if step.window.is_first or self._gathered is None:
+            self.weights.begin(self._progress, step.window.draw)
+            self._gathered = TaskStep(list(self.task_configs), self.weights, self.gradients, self.backbone, self._logs_cosines())
+        gathered = self._gathered
+        passes: list[tuple[str, Pass]] = []
+        for task, own in batch["tasks"].items():
+            gathered.begin(task, self.device)
+            passes += [(task, one) for one in self._passes_of(task, own, step, gathered)]
+        before = [None, *(task for task, _ in passes)]
+        chained = [gathered.after(task, one) for task, (_, one) in zip(before, passes, strict=False)]
+        return [*chained, gathered.after(before[-1], lambda: self._close(step, gathered))]
+
+    def _passes_of(self, task: str, own: Batch, step: Step, gathered: TaskStep) -> list[Pass]:
+        child = self.child(task)
+        if type(child).passes is Objective.passes:
+
+            def plain() -> Outcome:
+                losses = self({"tasks": {task: own}})
+                gathered.note(task, step.total(self._bare(task, losses)))
+                return Outcome(step.total(losses), losses)
+
+            return [plain]
+        counts = {name.removeprefix(f"{task}/"): count for name, count in step.counts.items() if name.startswith(f"{task}/")}
+        return [self._weighed(task, one, step, gathered) for one in child.passes(own, step._replace(counts=counts))]
+
+    def _weighed(self, task: str, one: Pass, step: Step, gathered: TaskStep) -> Pass:
+        """A pass of a task that has passes of its own; its loss may be a surrogate, from whose value no factor could learn."""
+
+        def weighed() -> Outcome:
+            loss, report = one()
+            loss = loss * torch.as_tensor(self.weights.factor(task)).detach() * self.task_configs[task].weight
+            if report is None:
+                return Outcome(loss)
+            losses = self._of_task(task, report)
+            bare = self._bare(task, losses)
+            if bare.parts:
+                gathered.note(task, step.total(bare))
+                values = {n: part._replace(sum=part.sum.detach()) if n in bare.parts else part for n, part in losses.parts.items()}
+                learned = step.total(Losses(values, {}))
+                loss = loss + learned if learned.requires_grad else loss
+            return Outcome(loss, losses)
+
+        return weighed
+
+    def _bare(self, task: str, losses: Losses) -> Losses:
+        """A task's own loss, without its weight and factor."""
+        weights = self._part_weights[task]
+        return Losses({name: part._replace(weight=weights[name]) for name, part in losses.parts.items() if name in weights}, {})
+
+    def _close(self, step: Step, gathered: TaskStep) -> Outcome:
+        """What is done once all tasks of a micro-batch are differentiated; the loss is 0, with a gradient of 0."""
+        report = gathered.settle(step) if step.window.is_last else None
+        shared = [p for p in self.backbone.parameters() if p.requires_grad]
+        everything = [p for p in self.parameters() if p.requires_grad]
+        # ranks exchange the gradients of what the last pass of a step reaches, so there it reaches everything
+        reached = everything if step.world_size > 1 and step.window.is_last else [min(shared or everything, key=torch.numel)]
+        return Outcome(torch.stack([p.flatten()[:0].sum() for p in reached]).sum(), report)
+
+    def _logs_cosines(self) -> bool:
+        wanted = self.gradients.cosines
+        compares = wanted == "on" or (wanted == "auto" and (self.gradients.rule == "pcgrad" or self.weights.needs_norms))
+        return compares and self._is_logged
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Sets the learning rate; notes the progress, which a schedule of factors follows."""
+        super().on_train_batch_start(batch, batch_idx)
+        window = batch["window"]
+        if window.is_first:
+            self._progress = self._meter.progress_within(window, self.trainer.world_size, self.flops(batch) * window.size)
+            every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
+            self._is_logged = (self.trainer.global_step + 1) % every == 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets the own parameters of tasks that the step did not have rest: a gradient of 0 would still decay and carry them on."""
+        present = self._gathered.losses if self._gathered is not None else {}
+        for task in self.task_configs:
+            if task not in present:
+                for parameter in (*self.child(task).parameters(), *self.weights.parameters_of(task)):
+                    parameter.grad = None
+
+    def log_training(self, means: dict[str, float]) -> None:
+        """Logs the means of a step; where a step has one task, those of the others are not logged with it."""
+        if self.sampling.regime == "all":
+            super().log_training(means)
+            return
+        of_task = {name: value for name, value in means.items() if name.partition("/")[0] in self.task_configs}
+        super().log_training({name: value for name, value in means.items() if name not in of_task})
+        for logger in self.trainer.loggers:  # given to them directly: `log` would repeat the last value in the steps of other tasks
+            logger.log_metrics({f"train/{name}": value for name, value in of_task.items()}, step=self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the factors were found from."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lmlab"]["task_weights"] = self.weights.memory()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up what the factors were found from."""
+        super().on_load_checkpoint(checkpoint)
+        if "lmlab" in checkpoint:
+            self.weights.recall(checkpoint["lmlab"]["task_weights"])
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """The predictions of each task."""
+        return [one for task, own in batch["tasks"].items() for one in self.child(task).predict_step(own, batch_idx)]
+
+    def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
+        """What each task writes.
+
+        Args:
+            examples: `extra["task"]` says whose an example is; each task has as many as the one that asks for most.
+            step: Optimiser steps behind the model.
+        """
+        samples: list[Sample] = []
+        for task in self.task_configs:
+            own = [example for example in examples if (example.extra or {}).get("task") == task]
+            fewer = max(self.texts_per_sample // self.child(task).texts_per_sample, 1)
+            samples += self.child(task).samples(own[::fewer], step) if own else []
+        return samples
+
+    def flops(self, batch: Batch) -> int:
+        """Those of the tasks in the batch. Comparing and combining gradients takes no matrix product."""
+        return sum(self.child(task).flops(own) for task, own in batch["tasks"].items())

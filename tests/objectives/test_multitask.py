@@ -1,0 +1,381 @@
+"""Multitask learning: shared weights, sums of losses, rules of gradients, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmlab.backbones import Decoder, Encoder
+from lmlab.config import rebuild, trust
+from lmlab.data.batch import Batch
+from lmlab.data.loader import Window
+from lmlab.data.order import rng
+from lmlab.data.task_order import TaskSampling
+from lmlab.data.tasks import nested_batch
+from lmlab.losses import Losses, Tally
+from lmlab.objectives.clm import CLM
+from lmlab.objectives.mlm import MLM
+from lmlab.objectives.multitask import Multitask
+from lmlab.objectives.passes import Outcome, Pass, Step
+from lmlab.objectives.task_step import PROJECTION_ORDER, GradientsConfig
+from lmlab.optim import OptimizerConfig
+from lmlab.optim.weighting import WeightingConfig
+from lmlab.tokenizer import Tokenizer
+from tests.objectives.tasks import TaskToy, multitask, task_batches, tasks, trained
+from tests.objectives.toy import LENGTH, tokenizer
+
+FLOAT_NOISE = 1e-6  # float32 sums taken in another order
+PCGRAD = GradientsConfig(rule="pcgrad")
+ALL_KINDS: dict[str, dict[str, Any]] = {
+    "equal": {},
+    "static": {"weighting": WeightingConfig(kind="static"), "given": tasks(mlm=0.3)},
+    "scheduled": {"weighting": WeightingConfig(kind="scheduled", schedule={"mlm": [(0.0, 1.0), (1.0, 0.2)]})},
+    "uncertainty": {"weighting": WeightingConfig(kind="uncertainty")},
+    "dwa": {"weighting": WeightingConfig(kind="dwa", period=1, temperature=0.05)},
+    "gradnorm": {"weighting": WeightingConfig(kind="gradnorm", lr=0.2)},
+    "random": {"weighting": WeightingConfig(kind="random")},
+    "pcgrad": {"gradients": PCGRAD},
+    "in turn": {"sampling": TaskSampling(regime="round_robin")},
+}
+
+
+@pytest.fixture(scope="module")
+def tok() -> Tokenizer:
+    return tokenizer()
+
+
+def built(tok: Tokenizer, **given: Any) -> Multitask:
+    seed_everything(0, verbose=False)
+    made = multitask(tok, **given)
+    made.configure_model()
+    return made
+
+
+def weights_of(made: Multitask) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in made.state_dict().items()}
+
+
+def close(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float = FLOAT_NOISE) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.allclose(first[name], second[name], rtol=tolerance, atol=tolerance) for name in first)
+
+
+# one backbone
+
+
+def test_weights_are_shared_and_written_down_once(tok: Tokenizer) -> None:
+    made = built(tok)
+    mlm, clm = made.child("mlm"), made.child("clm")
+    assert isinstance(mlm.backbone, Encoder) and isinstance(clm.backbone, Decoder)
+    assert mlm.backbone.embedding is clm.backbone.embedding and mlm.backbone.stack is clm.backbone.stack is made.backbone.stack
+    names = list(made.state_dict())
+    assert len({value.data_ptr() for value in made.state_dict().values()}) == len(names)
+    assert {name.split(".")[0] for name in names} == {"backbone", "tasks"}
+    assert not any(".backbone." in name for name in names)
+    alone = MLM(tok, made.backbone_config, length=LENGTH)
+    alone.configure_model()
+    own_of_clm = sum(p.numel() for p in clm.parameters())
+    assert sum(p.numel() for p in made.parameters()) == sum(p.numel() for p in alone.parameters()) + own_of_clm
+
+
+@pytest.mark.parametrize("first", ["mlm", "clm"])
+def test_each_task_computes_what_it_would_compute_alone(tok: Tokenizer, first: str) -> None:
+    names = ("mlm", "clm") if first == "mlm" else ("clm", "mlm")
+    made = built(tok, given=tasks(*names)).eval()
+    batch = task_batches(made, tok)[0]
+    found = made(batch)
+    for task, kind in (("mlm", MLM), ("clm", CLM)):
+        alone = kind(tok, made.backbone_config, length=LENGTH).eval()
+        alone.configure_model()
+        own = {name.removeprefix(f"tasks.{task}."): value for name, value in made.state_dict().items() if not name.startswith("tasks.")}
+        heads = {n.removeprefix(f"tasks.{task}."): v for n, v in made.state_dict().items() if n.startswith(f"tasks.{task}.")}
+        alone.load_state_dict({**own, **heads})
+        expected = alone(batch["tasks"][task])
+        assert torch.equal(found.parts[f"{task}/{task}"].sum, expected.parts[task].sum)
+        for name, monitor in expected.monitors.items():
+            assert torch.equal(found.monitors[f"{task}/{name}"].sum, monitor.sum)
+
+
+def stepped(made: Multitask, tok: Tokenizer, micro: int = 8) -> dict[str, Tensor]:
+    """The gradients of the first step, pass after pass as the base class takes them."""
+    made.zero_grad()
+    for batch in islice(TaskToy(made.feed(), tok, 8, micro).train_dataloader(), 8 // micro):
+        window = batch.pop("window")
+        torch.manual_seed(window.seed)
+        for one in made.passes(batch, Step(window, window.counts, 1, lambda value: value)):
+            one().loss.backward()
+    return {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
+
+
+def of_each_task(made: Multitask, tok: Tokenizer) -> dict[str, dict[str, Tensor]]:
+    """The gradient of each task's own loss over the same eight examples, by autograd on one graph."""
+    batch = task_batches(made, tok, size=8)[0]
+    named = dict(made.named_parameters())
+    found = {}
+    for task, own in batch["tasks"].items():
+        total = made.child(task).losses(own).total(own["counts"])
+        gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        found[task] = {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(named.items(), gradients, strict=True)}
+    return found
+
+
+# the gradient of a step
+
+
+@pytest.mark.parametrize("micro", [8, 2])
+def test_a_step_has_the_sum_of_the_tasks_gradients(tok: Tokenizer, micro: int) -> None:
+    made = built(tok, given=tasks("mlm", "clm", clm=0.25), weighting=WeightingConfig(kind="static"))
+    found, own = stepped(made, tok, micro), of_each_task(made, tok)
+    assert close(found, {name: own["mlm"][name] + 0.25 * own["clm"][name] for name in found}, 1e-5)
+    assert set(found) == {name for name, _ in made.named_parameters()}, "every parameter has a gradient"
+    assert all(gradient.any() for gradient in found.values())
+
+
+@pytest.mark.parametrize("micro", [8, 2])
+def test_conflicting_gradients_are_projected_as_the_algorithm_says(tok: Tokenizer, micro: int) -> None:
+    """Yu et al. 2020, algorithm 1, on the flattened gradients of the backbone; heads keep their own gradient."""
+    names = ("mlm", "clm", "mlm_b", "clm_b")
+    made = built(tok, given=tasks(*names), gradients=PCGRAD)
+    with torch.no_grad():  # an untrained network has no conflicts to speak of
+        for index, p in enumerate(made.parameters()):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(index)) * 0.4)
+    found, own = stepped(made, tok, micro), of_each_task(made, tok)
+    shared = [name for name in found if name.startswith("backbone.")]
+    vectors = [torch.cat([own[task][name].flatten() for name in shared]) for task in names]
+    draw = next(iter(TaskToy(made.feed(), tok, 8, micro).train_dataloader()))["window"].draw
+    order, conflicts = rng(draw, PROJECTION_ORDER), 0
+    total = torch.zeros_like(vectors[0])
+    for task in range(4):
+        projected = vectors[task].clone()
+        for other in order.permutation(4):
+            product = torch.dot(projected, vectors[other])
+            if other != task and product < 0:
+                projected -= product / vectors[other].norm() ** 2 * vectors[other]
+                conflicts += 1
+        total += projected
+    assert conflicts > 0
+    flat = torch.cat([found[name].flatten() for name in shared])
+    assert torch.allclose(flat, total, rtol=1e-3, atol=1e-4 * float(total.abs().max()))
+    assert (flat - sum(vectors)).norm() > 0.01 * flat.norm(), "it is not the sum"
+    for name in set(found) - set(shared):
+        assert torch.allclose(found[name], own[name.split(".")[1]][name], rtol=1e-4, atol=1e-6)
+
+
+def test_noise_learns_from_the_loss_of_its_task(tok: Tokenizer) -> None:
+    """At s = 0 the factor is 1/2, and the derivative of L / (2 e^s) + s / 2 is (1 - L) / 2."""
+    made = built(tok, weighting=WeightingConfig(kind="uncertainty"))
+    batch = task_batches(made, tok, size=8)[0]
+    losses = {task: float(made.child(task).losses(own).total(own["counts"]).detach()) for task, own in batch["tasks"].items()}
+    for micro in (8, 2):
+        found, own = stepped(made, tok, micro), of_each_task(made, tok)
+        for task, loss in losses.items():
+            assert found[f"weights.noise.{task}.log_squared_scale"].tolist() == pytest.approx([(1 - loss) / 2], rel=1e-5)
+        name = "backbone.stack.blocks.0.attention.q.weight"
+        assert torch.allclose(found[name], (own["mlm"][name] + own["clm"][name]) / 2, rtol=1e-4, atol=1e-7)
+
+
+class Halved(MLM):
+    """Has passes of its own, whose losses are surrogates: the same gradient in two halves, and a constant that means nothing."""
+
+    def passes(self, batch: Batch, step: Step) -> list[Pass]:
+        def first() -> Outcome:
+            return Outcome(step.total(self(batch)) / 2 + 17.0)
+
+        def second() -> Outcome:
+            losses = self(batch)
+            return Outcome(step.total(losses) / 2 - 3.0, losses)
+
+        return [first, second]
+
+
+@pytest.mark.parametrize("weighting", [WeightingConfig(kind="static"), WeightingConfig(kind="uncertainty")], ids=lambda w: w.kind)
+@pytest.mark.parametrize("gradients", [GradientsConfig(), PCGRAD], ids=lambda g: g.rule)
+def test_a_task_may_have_passes_of_its_own(tok: Tokenizer, weighting: WeightingConfig, gradients: GradientsConfig) -> None:
+    given = tasks("mlm", "clm", mlm=0.7)
+    plain = built(tok, given=given, weighting=weighting, gradients=gradients)
+    expected = stepped(plain, tok, 4)
+    trust(["tests"])
+    halved = {**given, "mlm": dataclasses.replace(given["mlm"], objective=f"{__name__}.Halved")}
+    made = built(tok, given=halved, weighting=weighting, gradients=gradients)
+    assert close(stepped(made, tok, 4), expected, 1e-5)
+
+
+# whole steps
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_accumulation_equals_one_big_batch(tok: Tokenizer, kind: str) -> None:
+    found = []
+    for micro in (8, 2):
+        made = multitask(tok, **ALL_KINDS[kind])
+        trainer = trained(made, tok, 4, micro)
+        assert trainer.global_step == 4
+        found.append(weights_of(made))
+    assert close(*found, 1e-5)
+
+
+def test_kinds_differ(tok: Tokenizer) -> None:
+    """Else a test that compares a kind with itself would show nothing."""
+    found = {}
+    for kind, given in ALL_KINDS.items():
+        made = multitask(tok, **given)
+        trained(made, tok, 4)
+        found[kind] = made.state_dict()["backbone.stack.blocks.0.attention.q.weight"].clone()
+    kinds = sorted(found)
+    same = [(a, b) for a in kinds for b in kinds if a < b and torch.allclose(found[a], found[b], rtol=1e-4, atol=1e-7)]
+    assert same in ([], [("equal", "pcgrad")])  # where no gradients oppose each other, there is nothing to project
+
+
+def test_looking_at_angles_changes_no_bit(tok: Tokenizer) -> None:
+    found = []
+    for cosines in ("off", "on"):
+        made = multitask(tok, dropout=0.1, gradients=GradientsConfig(cosines=cosines), optimizer=OptimizerConfig(lr=1e-2))  # type: ignore[arg-type]
+        trained(made, tok, 4, 2, log_every_n_steps=1)
+        found.append(weights_of(made))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_reported_angles_are_those_of_the_gradients(tok: Tokenizer) -> None:
+    made = built(tok, gradients=GradientsConfig(cosines="on"))
+    own = of_each_task(made, tok)
+    shared = [name for name in own["mlm"] if name.startswith("backbone.")]
+    first, second = (torch.cat([own[task][name].flatten() for name in shared]) for task in ("mlm", "clm"))
+    for micro in (8, 2):
+        reports = []
+        for part in islice(TaskToy(made.feed(), tok, 8, micro).train_dataloader(), 8 // micro):
+            window = part.pop("window")
+            for one in made.passes(part, Step(window, window.counts, 1, lambda value: value)):
+                outcome = one()
+                outcome.loss.backward()
+                reports.append(outcome.report)
+        made.zero_grad()
+        angle = reports[-1].monitors["cosine/mlm-clm"]  # type: ignore[union-attr]
+        assert float(angle.sum) == pytest.approx(float(torch.cosine_similarity(first, second, dim=0)), rel=1e-4)
+
+
+def test_what_belongs_to_an_absent_task_rests(tok: Tokenizer) -> None:
+    """AdamW with decay: a parameter without a gradient neither decays nor goes on by its momentum."""
+    made = multitask(
+        tok, sampling=TaskSampling(regime="round_robin"), optimizer=OptimizerConfig(lr=0.01), weighting=WeightingConfig(kind="uncertainty")
+    )
+    diary: list[dict[str, Tensor]] = []
+
+    class Noting(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            diary.append(weights_of(pl_module))
+
+    trained(made, tok, 4, 8, Noting())
+    for before, after, task in zip(diary, diary[1:], ("clm", "mlm", "clm"), strict=False):
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert {name.split(".")[1] for name in moved if name.startswith("tasks.")} <= {task}
+        assert {name.split(".")[2] for name in moved if name.startswith("weights.")} == {task}
+        assert any(name.startswith("backbone.") for name in moved)
+    assert any(name.startswith("tasks.mlm") for name in made.state_dict())
+
+
+def test_it_overfits_a_batch(tok: Tokenizer) -> None:
+    """Both tasks, by projected gradients, on two examples each."""
+    made = built(tok, gradients=PCGRAD)
+    stamped = next(iter(TaskToy(made.feed(), tok, 2, 2).train_dataloader()))
+    window, batch = stamped["window"], {key: value for key, value in stamped.items() if key != "window"}
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.01)
+    for _ in range(120):
+        optimizer.zero_grad()
+        for one in made.passes(batch, Step(window, window.counts, 1, lambda value: value)):
+            one().loss.backward()
+        optimizer.step()
+    assert all(float((part.sum / part.count).detach()) < 0.5 for part in made(batch).parts.values())
+
+
+# accounts
+
+
+@pytest.mark.parametrize("kind", ["equal", "pcgrad", "gradnorm", "uncertainty"])
+def test_flops_are_those_torch_counts(tok: Tokenizer, kind: str) -> None:
+    """Over all passes of a step: rules and factors take no matrix product, and no task is differentiated twice."""
+    made = built(tok, **ALL_KINDS[kind])
+    for batch in islice(TaskToy(made.feed(), tok, 4, 4).train_dataloader(), 1):
+        window = batch.pop("window")
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            for one in made.passes(batch, Step(window, window.counts, 1, lambda value: value)):
+                one().loss.backward()
+        assert made.flops(batch) == counter.get_total_flops()
+
+
+def test_an_empty_micro_batch_is_harmless(tok: Tokenizer) -> None:
+    made = built(tok, **ALL_KINDS["dwa"])
+    batch = nested_batch({})
+    assert made.flops(batch) == 0 and int(batch["tokens"]) == 0
+    window = Window({}, 0, 0, 0, 2, 8, 4, 0)
+    outcomes = [one() for one in made.passes(batch, Step(window, {}, 1, lambda value: value))]
+    assert [float(outcome.loss.detach()) for outcome in outcomes] == [0.0]
+    outcomes[-1].loss.backward()
+
+
+def test_each_task_reports_under_its_name(tok: Tokenizer) -> None:
+    """Training: the weighted sum is differentiated. Evaluation: without factors. In both, a task's loss is the one it would have alone."""
+    weighting = WeightingConfig(kind="uncertainty")
+    made = built(tok, given=tasks("mlm", "clm", clm=0.5), weighting=weighting)
+    batch = task_batches(made, tok, size=8)[0]
+
+    def means(losses: Losses) -> dict[str, float]:
+        tally = Tally()
+        tally.add(losses)
+        return tally.means(lambda table: table, made.summary)
+
+    with torch.no_grad():
+        training, at_rest = means(made.train()(batch)), means(made.eval()(batch))
+    own = {task: float(made.child(task).losses(b).total(b["counts"]).detach()) for task, b in batch["tasks"].items()}
+    assert set(training) == {"loss", "mlm/loss", "mlm/weight", "clm/loss", "clm/weight"}
+    assert {"loss", "mlm/loss", "mlm/accuracy", "clm/loss"} <= set(at_rest)
+    for task, loss in own.items():
+        assert at_rest[f"{task}/loss"] == pytest.approx(training[f"{task}/loss"]) == pytest.approx(loss, rel=1e-6)
+    assert (training["mlm/weight"], training["clm/weight"]) == (0.5, 0.25)
+    assert training["loss"] == pytest.approx(0.5 * own["mlm"] + 0.25 * own["clm"], rel=1e-6)
+    assert at_rest["loss"] == pytest.approx(own["mlm"] + 0.5 * own["clm"], rel=1e-6)
+
+
+def test_one_task_in_a_window_is_reported_alone(tok: Tokenizer) -> None:
+    made = built(tok, sampling=TaskSampling(regime="round_robin"))
+    tally = Tally()
+    for batch, task in zip(task_batches(made, tok, 3), ("mlm", "clm", "mlm"), strict=True):
+        tally.add(made(batch))
+        found = tally.means(lambda table: table, made.summary)
+        assert set(found) == {"loss", f"{task}/loss"} and all(map(math.isfinite, found.values()))
+
+
+def test_predictions_and_samples_are_those_of_the_tasks(tok: Tokenizer) -> None:
+    made = built(tok).eval()
+    batch = task_batches(made, tok)[0]
+    assert len(made.predict_step(batch, 0)) == 8
+    views = TaskToy(made.feed(), tok).views.views
+    examples = [view[i]._replace(extra={"task": task}) for task, view in views.items() for i in range(2)]
+    assert len(made.samples(examples, 0)) == 4
+
+
+def test_asking_a_task_in_the_middle_of_training_uses_no_dropout(tok: Tokenizer) -> None:
+    made = built(tok, dropout=0.5).train()
+    mlm = made.child("mlm")
+    assert isinstance(mlm, MLM)
+    text = f"the {tok.token(tok.mask_id)} dog"
+    assert mlm.fill(text) == mlm.fill(text)
+    assert all(module.training for module in made.modules())
+
+
+def test_it_is_rebuilt_from_its_json(tok: Tokenizer) -> None:
+    made = built(tok, **ALL_KINDS["static"], gradients=PCGRAD)
+    again = rebuild(json.loads(json.dumps(made.recipe())))
+    again.configure_model()
+    again.load_state_dict(made.state_dict())
+    batch = task_batches(made, tok)[0]
+    assert torch.equal(again(batch).total(batch["counts"]), made(batch).total(batch["counts"]))
+    assert again.recipe() == made.recipe()
