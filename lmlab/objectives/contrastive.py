@@ -175,7 +175,7 @@ class Contrastive(VectorObjective):
         found = info_nce(vectors[:, 0], candidates, own, scale, log_weights)
         count = batch["counts"]["contrastive"]
         monitors = {} if self.training else {"accuracy": Part(found.is_right.sum(), count)}
-        if self.logit_scale is not None:
+        if self.training and self.logit_scale is not None:
             monitors["temperature"] = Part(1 / scale.detach().squeeze(), torch.ones_like(count))
         return Losses({"contrastive": Part(found.nats.sum(), count)}, monitors)
 

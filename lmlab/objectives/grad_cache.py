@@ -106,11 +106,12 @@ class VectorObjective(Objective):
         for number, (chunk, seed) in enumerate(zip(chunks, seeds, strict=True)):
             share = found.vectors[first : first + len(vectors[number])]
             last = number == len(chunks) - 1
-            carried = {**chunk, "gradient": share, "parameter_gradients": found.parameters if last else (), "total": step.total}
-            passes.append(self._second(carried, seed, found.losses if last else None))
+            carried = {**chunk, "gradient": share, "parameter_gradients": found.parameters if last else ()}
+            passes.append(self._second(carried, seed, step, found.losses if last else None))
             first += len(vectors[number])
         return passes
 
+    @torch.compiler.disable  # it differentiates, and what it is given is new in every step
     def cached(self, batch: Batch) -> Cached:
         """The comparison of vectors that are known, and its gradients.
 
@@ -124,23 +125,23 @@ class VectorObjective(Objective):
         return Cached(losses, gradients[0], gradients[1:])
 
     def replayed(self, batch: Batch) -> Outcome:
-        """The second reading of a chunk: a surrogate with the right gradient.
+        """The second reading of a chunk: a surrogate with the right gradient, and the losses beside it, which are not in it.
 
         Args:
-            batch: A chunk, with `gradient` of its vectors, `parameter_gradients` and `total`.
+            batch: A chunk, with `gradient` of its vectors and `parameter_gradients`.
         """
         surrogate = (self.vectors(batch) * batch["gradient"]).sum()
         for parameter, gradient in zip(self.comparing(), batch["parameter_gradients"], strict=False):
             surrogate = surrogate + (parameter * gradient).sum()
-        other = self.beside(batch)
-        return Outcome(surrogate + batch["total"](other) if other.parts else surrogate, other)
+        return Outcome(surrogate, self.beside(batch))
 
-    def _second(self, chunk: Batch, seed: int, compared: Losses | None) -> Callable[[], Outcome]:
+    def _second(self, chunk: Batch, seed: int, step: Step, compared: Losses | None) -> Callable[[], Outcome]:
         def replay() -> Outcome:
             torch.manual_seed(seed)
-            outcome: Outcome = self(chunk, "replayed")
-            if compared is None or outcome.report is None:
-                return outcome
-            return outcome._replace(report=Losses({**compared.parts, **outcome.report.parts}, compared.monitors))
+            surrogate, other = self(chunk, "replayed")
+            loss = surrogate + step.total(other) if other.parts else surrogate
+            if compared is None:
+                return Outcome(loss, other)
+            return Outcome(loss, Losses({**compared.parts, **other.parts}, {**compared.monitors, **other.monitors}))
 
         return replay

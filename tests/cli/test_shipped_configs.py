@@ -27,18 +27,19 @@ from lmlab.tokenizer import TokenizerConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = [read_config(path) for path in sorted(CONFIGS.rglob("*.yaml")) if "experiments" not in path.parts]
-VARIANTS = sorted(path for folder in ("anchors", "contrastive") for path in (CONFIGS / folder).glob("*.yaml"))
+VARIANTS = sorted(path for folder in ("anchors", "contrastive", "multitask") for path in (CONFIGS / folder).glob("*.yaml"))
 TAUGHT = [CONFIGS / "pretrain/distillation.yaml", *sorted((CONFIGS / "distillation").glob("*.yaml"))]
 """These need a teacher: see `test_distillation_configs.py`."""
 BASES = [file.path for file in FILES if is_base(file) and file.path not in [*VARIANTS, *TAUGHT[1:]]]  # of each class, pretrain/ has one
 OVERLAYS = [file.path for file in FILES if not is_base(file)]
 PRETRAIN = [path for path in sorted((CONFIGS / "pretrain").glob("*.yaml")) if path not in TAUGHT] + VARIANTS
 TINY = ["--model.backbone={hidden_size: 32, num_layers: 1, num_heads: 2}", "--model.length=32"]
+SMALL = [f"--model.backbone.{size}" for size in ("hidden_size=32", "num_layers=1", "num_heads=2")]  # leaves the other settings
 TINY_OF = {
     "RecurrentLM": ["--model.backbone.hidden_size=32", "--model.length=32"],
     "NGram": ["--model.length=32"],
-    "Multitask": TINY[:1],  # each task has a length of its own
-    "Contrastive": [f"--model.backbone.{size}" for size in ("hidden_size=32", "num_layers=1", "num_heads=2")] + TINY[1:],  # and its dropout
+    "Multitask": SMALL,  # each task has a length of its own
+    "Contrastive": SMALL + TINY[1:],  # and its dropout
 }
 """For objectives whose network has another shape, or none; some overlays mean nothing to them, and are refused."""
 SAME = 1e-6  # relative: float32 sums over a few hundred tokens, in the same order

@@ -31,7 +31,12 @@ def test_two_ranks(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "meeting")]
     ranks = [subprocess.Popen([*command, str(r)], env=environment, stdout=subprocess.PIPE, text=True) for r in range(2)]
-    found = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    try:
+        found = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()  # one that waits for the other
+            rank.communicate()
     rows = (torch.arange(6.0).view(3, 2) + torch.tensor([0.0, 10.0]).view(2, 1, 1)).flatten(0, 1).requires_grad_()
     sum((rows * torch.arange(12.0).view(6, 2) * (r + 1)).square().sum() for r in range(2)).backward()  # type: ignore[union-attr]
     assert rows.grad is not None
