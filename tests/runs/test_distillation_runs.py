@@ -35,6 +35,7 @@ def in_place(taught: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.runs.conftest.SCRIPT", Path(taught_run.__file__))
 
 
+@pytest.mark.slow
 def test_killed_inside_a_window_with_its_own_text(taught: Place) -> None:
     check_resume(taught, "resume-on-policy", "on_policy", kill_at=8, workers=(0, 2))
 
