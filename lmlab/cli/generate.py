@@ -14,6 +14,7 @@ from lmlab.cli.allowlist import grant
 from lmlab.decoding import DecodingConfig
 from lmlab.errors import ConfigError
 from lmlab.loading import load
+from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
 from lmlab.objectives.span_corruption import SpanCorruption
@@ -44,7 +45,7 @@ def generate_main(argv: list[str]) -> int:
         seed=options.seed,
     )
     prompts: list[str] = options.prompt or [sys.stdin.read().rstrip("\n")]
-    objective = load(options.run, options.checkpoint).product
+    objective = _of_kind(load(options.run, options.checkpoint), CLM)
     if not isinstance(objective, CLM):
         raise _wrong(options.run, type(objective).__name__, "continue a text", "`lmlab fill` lets it fill gaps")
     console = Console(highlight=False, soft_wrap=True)
@@ -66,7 +67,7 @@ def fill_main(argv: list[str]) -> int:
     parser.add_argument("--num_choices", type=int, default=5, help="choices to show for each [MASK] (default: 5)")
     options = parser.parse_args(grant(argv)[0])
     texts: list[str] = options.text or [sys.stdin.read().rstrip("\n")]
-    objective = load(options.run, options.checkpoint).product
+    objective = _of_kind(load(options.run, options.checkpoint), MLM, SpanCorruption)
     console = Console(highlight=False)
     if isinstance(objective, MLM):
         _fill_masks(console, objective, texts, options.num_choices)
@@ -97,6 +98,11 @@ def _fill_spans(console: Console, objective: SpanCorruption, texts: Sequence[str
             raise ConfigError(f"there is no gap in {text[:60]!r}", where="--text", remedy="write <extra_id_0> where a span is missing")
         parts = [(tokenizer.decode(filling.get(t, [])), "bold cyan") if t in sentinels else tokenizer.decode([t]) for t in row]
         console.print(Text.assemble(*parts))
+
+
+def _of_kind(loaded: Objective, *kinds: type[Objective]) -> Objective:
+    """What was trained that is of a kind; where nothing is, what was trained first."""
+    return next((product for product in loaded.products if isinstance(product, kinds)), loaded.products[0])
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:

@@ -157,6 +157,11 @@ class Objective(Recorded, LightningModule, ABC):
         """What is used when training is over: itself, or the objective inside it that was trained."""
         return self
 
+    @property
+    def products(self) -> tuple[Objective, ...]:
+        """All that can be asked when training is over: the product, or several where several objectives were trained at once."""
+        return (self.product,)
+
     def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
         """Texts by which a person sees what the model has learnt; none, unless an objective can write.
 

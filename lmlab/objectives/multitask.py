@@ -299,6 +299,11 @@ class Multitask(Objective):
             samples += self.child(task).samples(own[::fewer], step) if own else []
         return samples
 
+    @property
+    def products(self) -> tuple[Objective, ...]:
+        """Those of the tasks."""
+        return tuple(product for task in self.task_configs for product in self.child(task).products)
+
     def flops(self, batch: Batch) -> int:
         """Those of the tasks in the batch. Comparing and combining gradients takes no matrix product."""
         return sum(self.child(task).flops(own) for task, own in batch["tasks"].items())

@@ -19,7 +19,7 @@ def text_vectors(objective: Objective, texts: Sequence[str]) -> Tensor:
     """One vector for each text: a contrastive model's own, else the mean of the states of its tokens, special ones included.
 
     Args:
-        objective: Trained or not; its network is one encoder or one decoder.
+        objective: Trained or not; its network is one encoder or one decoder. Of several tasks, the contrastive one, else the first.
         texts: Longer ones than the objective's examples are cut.
 
     Returns:
@@ -28,6 +28,7 @@ def text_vectors(objective: Objective, texts: Sequence[str]) -> Tensor:
     Raises:
         ConfigError: If it has no such network.
     """
+    objective = next((product for product in objective.products if isinstance(product, Contrastive)), objective.products[0])
     if isinstance(objective, Contrastive):
         return objective.embed(texts)
     backbone, feed = getattr(objective, "backbone", None), objective.feed()

@@ -13,12 +13,14 @@ import lmlab
 from lmlab.backbones import BackboneConfig
 from lmlab.budget import BudgetConfig
 from lmlab.callbacks import Budget
+from lmlab.cli import main
 from lmlab.data.module import CorpusModule
 from lmlab.data.store import StoreConfig
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
 from lmlab.objectives.multitask import Multitask
 from lmlab.optim import OptimizerConfig, ScheduleConfig
+from lmlab.rulers.text_vectors import text_vectors
 from lmlab.run.metrics import read_metrics
 from lmlab.run.record import Record
 from lmlab.tokenizer import Tokenizer
@@ -132,6 +134,15 @@ def test_it_loads_with_children_that_fill_and_generate(finished: Path) -> None:
     tok = loaded.tokenizer
     assert len(mlm.fill(f"she was {tok.token(tok.mask_id)} at home")) == 1
     assert len(clm.generate(["She was"])) == 1
+    assert loaded.products == (mlm, clm) or loaded.products == (clm, mlm)
+    assert text_vectors(loaded, ["She was", "He is"]).shape == (2, 32)
+
+
+def test_commands_find_the_task_that_can_do_it(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(finished), "--prompt", "She was", "--max_new_tokens", "4", "--plain"]) == 0
+    assert capsys.readouterr().out.startswith("She was")
+    assert main(["fill", str(finished), "--text", "She was [MASK] here."]) == 0
+    assert "gap" in capsys.readouterr().out
 
 
 def test_the_folder_tells_of_each_task(finished: Path) -> None:
