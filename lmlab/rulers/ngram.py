@@ -17,7 +17,7 @@ from lmlab.nn.ngram_table import NGramTable
 from lmlab.objectives.clm import tells_bytes
 
 MAX_COUNTED = 3_000_000
-"""Tokens to count, spread over the text: they take about six seconds. The anchors of a larger text could be somewhat better than they are."""
+"""Tokens to count, spread over the text, in about six seconds. The anchors of a larger text could be somewhat better than they are."""
 
 MODELS: dict[str, tuple[int, Smoothing]] = {"unigram": (1, "witten_bell"), "bigram": (2, "witten_bell"), "kneser_ney": (5, "kneser_ney")}
 """Order and smoothing of the anchors that are counted."""
