@@ -24,7 +24,7 @@ class DivergenceConfig:
         kind: `forward_kl` is KL(P || Q), which wants Q wherever P is; `reverse_kl` is KL(Q || P), which wants Q nowhere else; `jsd` is
             beta KL(P || M) + (1 - beta) KL(Q || M) with the mixture M = beta P + (1 - beta) Q.
         temperature: Logits of both are divided by it.
-        beta: Of `jsd`, between 0 and 1; 0.5 is the Jensen-Shannon divergence.
+        beta: Of `jsd`, between 0 and 1; None is 0.5, the Jensen-Shannon divergence.
 
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", section 2 (temperature, and its square); Agarwal et al.
     2024, "On-Policy Distillation of Language Models", section 2 (the generalised JSD).
@@ -40,9 +40,13 @@ class DivergenceConfig:
         require(0 < self.temperature < math.inf, self, "temperature", "logits are divided by it", "1 leaves them as they are, 2 is common")
         used = self.kind == "jsd" or self.beta is None
         require(used, self, "beta", "only jsd mixes the two", "leave it out, or set kind to jsd")
-        inside = self.kind != "jsd" or (self.beta is not None and 0 < self.beta < 1)
         rule = "at 0 and at 1 the generalised JSD is zero whatever the student does"
-        require(inside, self, "beta", rule, "0.5 is common; set kind to forward_kl or reverse_kl for the two ends")
+        require(0 < self.mixing < 1, self, "beta", rule, "0.5 is common; set kind to forward_kl or reverse_kl for the two ends")
+
+    @property
+    def mixing(self) -> float:
+        """Share of the teacher in the mixture of `jsd`."""
+        return 0.5 if self.beta is None else self.beta
 
 
 class Divergence(NamedTuple):
@@ -98,9 +102,8 @@ def divergence(teacher: Tensor, student: Tensor, config: DivergenceConfig) -> Te
     elif config.kind == "reverse_kl":
         values = (student.exp() * (student - teacher)).sum(-1)
     else:
-        assert config.beta is not None
-        above_teacher, above_student = _middle(teacher, student, config.beta)
-        values = -(config.beta * teacher.exp() * above_teacher + (1 - config.beta) * student.exp() * above_student).sum(-1)
+        above_teacher, above_student = _middle(teacher, student, config.mixing)
+        values = -(config.mixing * teacher.exp() * above_teacher + (1 - config.mixing) * student.exp() * above_student).sum(-1)
     return values.clamp(min=0.0) * config.temperature**2  # rounding may put a sum of many terms just below zero
 
 
@@ -115,11 +118,8 @@ def with_slope(teacher: Tensor, student: Tensor, config: DivergenceConfig) -> Di
     values, probs = divergence(teacher, student, config), student.exp()
     if config.kind == "forward_kl":
         return Divergence(values, (probs - teacher.exp()) * config.temperature)
-    if config.kind == "reverse_kl":
-        outer = student - teacher
-    else:
-        assert config.beta is not None
-        outer = -(1 - config.beta) * _middle(teacher, student, config.beta)[1]
+    backward = config.kind == "reverse_kl"
+    outer = student - teacher if backward else -(1 - config.mixing) * _middle(teacher, student, config.mixing)[1]
     # through the softmax: what is the same for all tokens has no effect
     return Divergence(values, probs * (outer - (probs * outer).sum(-1, keepdim=True)) * config.temperature)
 

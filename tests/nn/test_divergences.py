@@ -117,7 +117,7 @@ def test_teachers_are_averaged_in_probability() -> None:
     ("settings", "why"),
     [
         ({"temperature": 0.0}, "logits are divided"),
-        ({"kind": "jsd"}, "zero whatever"),
+        ({"kind": "jsd", "beta": 0.0}, "zero whatever"),
         ({"kind": "jsd", "beta": 1.0}, "zero whatever"),
         ({"beta": 0.5}, "only jsd"),
         ({"kind": "kl"}, "not a choice"),
