@@ -22,6 +22,7 @@ from lmlab.nn.info_nce import LARGEST_SCALE, excluded, info_nce, log_scale_of
 from lmlab.nn.init import init_linear
 from lmlab.nn.pooling import pool
 from lmlab.nn.vector_quality import effective_rank, moments, potentials, squared_distances
+from lmlab.objectives.base import Objective
 from lmlab.objectives.contrast_config import ContrastConfig
 from lmlab.objectives.embedding import embed_rows, rows_of_texts
 from lmlab.objectives.grad_cache import VectorObjective
@@ -134,6 +135,11 @@ class Contrastive(VectorObjective):
         if self.mlm is not None:
             build_on(self.mlm, self.backbone)
 
+    @property
+    def products(self) -> tuple[Objective, ...]:
+        """Itself, and the masked language model beside it if there is one, which can fill gaps."""
+        return (self,) if self.mlm is None else (self, self.mlm)
+
     def pooled(self, batch: Batch) -> Tensor:
         """One vector for each row, before the layer after pooling: (R, D)."""
         states = self.backbone(batch["input_ids"], **{k: batch[k] for k in READ if k in batch})
@@ -174,7 +180,7 @@ class Contrastive(VectorObjective):
         scale = self._scale(device)
         found = info_nce(vectors[:, 0], candidates, own, scale, log_weights)
         count = batch["counts"]["contrastive"]
-        monitors = {} if self.training else {"accuracy": Part(found.is_right.sum(), count)}
+        monitors = {} if self.training else {"retrieval_accuracy": Part(found.is_right.sum(), count)}
         if self.training and self.logit_scale is not None:
             monitors["temperature"] = Part(1 / scale.detach().squeeze(), torch.ones_like(count))
         return Losses({"contrastive": Part(found.nats.sum(), count)}, monitors)
@@ -194,7 +200,7 @@ class Contrastive(VectorObjective):
             return Losses({}, {})
         losses = self.mlm.losses(batch["mlm"])
         part = losses.parts["mlm"]._replace(weight=self.contrast.mlm_weight)
-        return Losses({"mlm": part}, {f"mlm_{name}": monitor for name, monitor in losses.monitors.items()})
+        return Losses({"mlm": part}, {f"mlm/{name}": monitor for name, monitor in losses.monitors.items()})
 
     def chunks(self, batch: Batch, size: int) -> list[Batch]:
         """Cuts a batch into chunks of `size` examples."""

@@ -22,10 +22,11 @@ RULERS = {
     "bits_per_byte": "bits per byte",
     "accuracy": "of the tokens right",
     "pair_accuracy": "of the pairs right",
+    "retrieval_accuracy": "of the texts found in their batch",
 }
 """Metrics that a reader can make sense of, by the last part of their name, and what is said of their value."""
 
-SHARES = {"accuracy", "pair_accuracy"}
+SHARES = {"accuracy", "pair_accuracy", "retrieval_accuracy"}
 """Those of them that are shares, shown in per cent."""
 
 

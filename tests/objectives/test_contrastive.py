@@ -154,7 +154,7 @@ def test_validation_metrics_are_those_of_the_vectors(tok: Tokenizer) -> None:
             tally.add(made(batch))
         vectors = [F.normalize(made.pooled(b), dim=-1).view(6, 2, -1).double().numpy() for b in batches]
     means = tally.means(lambda table: table, made.summary)
-    assert set(means) == {"loss", "accuracy", "alignment", "uniformity", "effective_rank"}
+    assert set(means) == {"loss", "retrieval_accuracy", "alignment", "uniformity", "effective_rank"}
     pairs = np.concatenate(vectors)
     assert means["alignment"] == pytest.approx(((pairs[:, 0] - pairs[:, 1]) ** 2).sum(-1).mean(), rel=TOLERANCE)
     spread = [math.exp(-2 * ((v[i, 0] - v[j, 0]) ** 2).sum()) for v in vectors for i in range(6) for j in range(i)]
@@ -227,7 +227,7 @@ def test_the_masked_part_is_what_mlm_alone_gives(tok: Tokenizer) -> None:
     losses = made(batch)
     assert losses.parts["mlm"].weight == 0.25
     assert losses.parts["mlm"].sum.item() == pytest.approx(alone.eval()(batch["mlm"]).parts["mlm"].sum.item(), rel=TOLERANCE)
-    assert "mlm_accuracy" in losses.monitors
+    assert "mlm/accuracy" in losses.monitors and made.products == (made, made.mlm)
     assert len({id(p) for p in made.parameters()}) == len(list(made.named_parameters(remove_duplicate=False)))
 
 
