@@ -150,11 +150,8 @@ class Multitask(Objective):
         factor = self.weights.factor(task) if self.training else 1.0
         parts = {f"{task}/{n}": part._replace(weight=part.weight * factor * weight) for n, part in losses.parts.items()}
         monitors = {f"{task}/{n}": part for n, part in losses.monitors.items()}
-        penalty = self.weights.penalty(task) if self.training else None
         if self.training and self.weights.is_dynamic:
             monitors[f"{task}/weight"] = Part(torch.as_tensor(factor * weight).detach(), torch.ones(1, dtype=torch.int64))
-        if penalty is not None and parts:
-            parts[f"{task}/{PENALTY}"] = Part(penalty, torch.ones(1, dtype=torch.int64), weight)
         return Losses(parts, monitors)
 
     def summary(self, means: Means) -> Means:
@@ -194,6 +191,8 @@ class Multitask(Objective):
 
     def _passes_of(self, task: str, own: Batch, step: Step, gathered: TaskStep) -> list[Pass]:
         child = self.child(task)
+        if self._is_over_batch(task):  # then it is in one micro-batch of the step, whatever the others need
+            step = step._replace(window=step.window._replace(index=0, size=1))
         if type(child).passes is Objective.passes:
 
             def plain() -> Outcome:
@@ -204,6 +203,10 @@ class Multitask(Objective):
             return [plain]
         counts = {name.removeprefix(f"{task}/"): count for name, count in step.counts.items() if name.startswith(f"{task}/")}
         return [self._weighed(task, one, step, gathered) for one in child.passes(own, step._replace(counts=counts))]
+
+    def _is_over_batch(self, task: str) -> bool:
+        feed = self.child(task).feed()
+        return isinstance(feed, Feed) and feed.loss_over == "batch"
 
     def _weighed(self, task: str, one: Pass, step: Step, gathered: TaskStep) -> Pass:
         """A pass of a task that has passes of its own; its loss may be a surrogate, from whose value no factor could learn."""
@@ -217,8 +220,7 @@ class Multitask(Objective):
             bare = self._bare(task, losses)
             if bare.parts:
                 gathered.note(task, step.total(bare))
-                values = {n: part._replace(sum=part.sum.detach()) if n in bare.parts else part for n, part in losses.parts.items()}
-                learned = step.total(Losses(values, {}))
+                learned = step.total(Losses({name: part._replace(sum=part.sum.detach()) for name, part in losses.parts.items()}, {}))
                 loss = loss + learned if learned.requires_grad else loss
             return Outcome(loss, losses)
 
@@ -230,13 +232,17 @@ class Multitask(Objective):
         return Losses({name: part._replace(weight=weights[name]) for name, part in losses.parts.items() if name in weights}, {})
 
     def _close(self, step: Step, gathered: TaskStep) -> Outcome:
-        """What is done once all tasks of a micro-batch are differentiated; the loss is 0, with a gradient of 0."""
-        report = gathered.settle(step) if step.window.is_last else None
+        """What is done once all tasks of a micro-batch are differentiated; but for what lets factors learn, the loss is 0."""
+        monitors = gathered.settle(step) if step.window.is_last else {}
         shared = [p for p in self.backbone.parameters() if p.requires_grad]
         everything = [p for p in self.parameters() if p.requires_grad]
         # ranks exchange the gradients of what the last pass of a step reaches, so there it reaches everything
         reached = everything if step.world_size > 1 and step.window.is_last else [min(shared or everything, key=torch.numel)]
-        return Outcome(torch.stack([p.flatten()[:0].sum() for p in reached]).sum(), report)
+        nothing = torch.stack([p.flatten()[:0].sum() for p in reached]).sum()
+        one = torch.ones(1, dtype=torch.int64)
+        penalties = {task: penalty for task in gathered.losses if (penalty := self.weights.penalty(task)) is not None}
+        report = Losses({f"{task}/{PENALTY}": Part(p, one, self.task_configs[task].weight) for task, p in penalties.items()}, monitors)
+        return Outcome(nothing + step.total(report) if penalties else nothing, report)
 
     def _logs_cosines(self) -> bool:
         wanted = self.gradients.cosines

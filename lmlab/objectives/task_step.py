@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmlab.config import check_choices
 from lmlab.data.order import rng
-from lmlab.losses import Losses, Part
+from lmlab.losses import Part
 from lmlab.objectives.passes import Outcome, Pass, Step
 from lmlab.optim.gradient_rules import combined, cosines, inner_products, pcgrad
 from lmlab.optim.task_gradients import TaskGradients
@@ -95,16 +95,17 @@ class TaskStep:
         """
         self.losses[task] = self.losses[task] + loss.detach()
 
-    def settle(self, step: Step) -> Losses | None:
+    def settle(self, step: Step) -> dict[str, Part]:
         """Combines the gradients, and lets the factors learn; for the end of the last micro-batch.
 
         Args:
             step: Knows how to add up over ranks.
 
         Returns:
-            The angles, to be reported, if they are wanted.
+            The angles to report, if they are wanted.
         """
-        norms, report = {}, None
+        norms: dict[str, float] = {}
+        monitors: dict[str, Part] = {}
         if self.gradients is not None:
             tasks, gradients = self.gradients.tasks, self.gradients.reduced(step.sum_over_ranks, step.world_size)
             products = inner_products(gradients)
@@ -117,12 +118,12 @@ class TaskStep:
             if self.logs_cosines:
                 angles, one = cosines(products), torch.ones(1, dtype=torch.int64)
                 pairs = combinations(range(len(tasks)), 2)
-                report = Losses({}, {f"cosine/{tasks[a]}-{tasks[b]}": Part(angles[a, b], one) for a, b in pairs})
+                monitors = {f"cosine/{tasks[a]}-{tasks[b]}": Part(angles[a, b], one) for a, b in pairs}
             self.gradients = None  # not kept until the next step begins
         if self.weights.observes:
             losses = step.sum_over_ranks(torch.stack(list(self.losses.values()))).tolist()
             self.weights.end(Seen(dict(zip(self.losses, losses, strict=True)), norms))
-        return report
+        return monitors
 
     def _norms(self, gradients: Sequence[Sequence[Tensor]]) -> dict[str, float]:
         assert self.gradients is not None

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmlab.backbones import Decoder, Encoder
-from lmlab.config import rebuild, trust
-from lmlab.data.batch import Batch
+from lmlab.config import TRUST_VARIABLE, rebuild
+from lmlab.data.batch import Batch, Feed
 from lmlab.data.loader import Window
 from lmlab.data.order import rng
 from lmlab.data.task_order import TaskSampling
 from lmlab.data.tasks import nested_batch
-from lmlab.losses import Losses, Tally
+from lmlab.losses import Losses, Part, Tally
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
 from lmlab.objectives.multitask import Multitask
@@ -199,14 +199,28 @@ class Halved(MLM):
 
 @pytest.mark.parametrize("weighting", [WeightingConfig(kind="static"), WeightingConfig(kind="uncertainty")], ids=lambda w: w.kind)
 @pytest.mark.parametrize("gradients", [GradientsConfig(), PCGRAD], ids=lambda g: g.rule)
-def test_a_task_may_have_passes_of_its_own(tok: Tokenizer, weighting: WeightingConfig, gradients: GradientsConfig) -> None:
+def test_a_task_may_have_passes_of_its_own(
+    tok: Tokenizer, weighting: WeightingConfig, gradients: GradientsConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = tasks("mlm", "clm", mlm=0.7)
     plain = built(tok, given=given, weighting=weighting, gradients=gradients)
     expected = stepped(plain, tok, 4)
-    trust(["tests"])
+    monkeypatch.setenv(TRUST_VARIABLE, "tests")
     halved = {**given, "mlm": dataclasses.replace(given["mlm"], objective=f"{__name__}.Halved")}
     made = built(tok, given=halved, weighting=weighting, gradients=gradients)
     assert close(stepped(made, tok, 4), expected, 1e-5)
+
+
+class Whole(Halved):
+    """Its loss is over a whole batch, so that it is in one micro-batch of a step, whatever the others need; a penalty belongs to it."""
+
+    def feed(self) -> Feed:
+        return dataclasses.replace(super().feed(), loss_over="batch")
+
+    def losses(self, batch: Batch) -> Losses:
+        found = super().losses(batch)
+        size = sum((p**2).sum() for p in self.head.parameters())
+        return Losses({**found.parts, "size": Part(torch.as_tensor(size), torch.ones(1, dtype=torch.int64), 0.01)}, found.monitors)
 
 
 # whole steps
@@ -219,6 +233,18 @@ def test_accumulation_equals_one_big_batch(tok: Tokenizer, kind: str) -> None:
         made = multitask(tok, **ALL_KINDS[kind])
         trainer = trained(made, tok, 4, micro)
         assert trainer.global_step == 4
+        found.append(weights_of(made))
+    assert close(*found, 1e-5)
+
+
+def test_a_loss_over_a_batch_is_the_same_however_the_others_are_cut(tok: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRUST_VARIABLE, "tests")
+    given = tasks("mlm", "clm", mlm=0.7)
+    given["mlm"] = dataclasses.replace(given["mlm"], objective=f"{__name__}.Whole")
+    found = []
+    for micro in (8, 2):
+        made = multitask(tok, given=given, weighting=WeightingConfig(kind="uncertainty"))
+        trained(made, tok, 4, micro)
         found.append(weights_of(made))
     assert close(*found, 1e-5)
 
@@ -351,24 +377,6 @@ def test_one_task_in_a_window_is_reported_alone(tok: Tokenizer) -> None:
         tally.add(made(batch))
         found = tally.means(lambda table: table, made.summary)
         assert set(found) == {"loss", f"{task}/loss"} and all(map(math.isfinite, found.values()))
-
-
-def test_predictions_and_samples_are_those_of_the_tasks(tok: Tokenizer) -> None:
-    made = built(tok).eval()
-    batch = task_batches(made, tok)[0]
-    assert len(made.predict_step(batch, 0)) == 8
-    views = TaskToy(made.feed(), tok).views.views
-    examples = [view[i]._replace(extra={"task": task}) for task, view in views.items() for i in range(2)]
-    assert len(made.samples(examples, 0)) == 4
-
-
-def test_asking_a_task_in_the_middle_of_training_uses_no_dropout(tok: Tokenizer) -> None:
-    made = built(tok, dropout=0.5).train()
-    mlm = made.child("mlm")
-    assert isinstance(mlm, MLM)
-    text = f"the {tok.token(tok.mask_id)} dog"
-    assert mlm.fill(text) == mlm.fill(text)
-    assert all(module.training for module in made.modules())
 
 
 def test_it_is_rebuilt_from_its_json(tok: Tokenizer) -> None:
