@@ -151,7 +151,9 @@ class Multitask(Objective):
         parts = {f"{task}/{n}": part._replace(weight=part.weight * factor * weight) for n, part in losses.parts.items()}
         monitors = {f"{task}/{n}": part for n, part in losses.monitors.items()}
         if self.training and self.weights.is_dynamic:
-            monitors[f"{task}/weight"] = Part(torch.as_tensor(factor * weight).detach(), torch.ones(1, dtype=torch.int64))
+            monitors[f"{task}/weight"] = Part(
+                torch.as_tensor(factor * weight, device=self.device).detach(), torch.ones(1, dtype=torch.int64)
+            )
         return Losses(parts, monitors)
 
     def summary(self, means: Means) -> Means:
@@ -213,15 +215,13 @@ class Multitask(Objective):
 
         def weighed() -> Outcome:
             loss, report = one()
-            loss = loss * torch.as_tensor(self.weights.factor(task)).detach() * self.task_configs[task].weight
-            if report is None:
-                return Outcome(loss)
-            losses = self._of_task(task, report)
-            bare = self._bare(task, losses)
-            if bare.parts:
-                gathered.note(task, step.total(bare))
-                learned = step.total(Losses({name: part._replace(sum=part.sum.detach()) for name, part in losses.parts.items()}, {}))
-                loss = loss + learned if learned.requires_grad else loss
+            weight, factor = self.task_configs[task].weight, self.weights.factor(task)
+            loss = loss * (factor.detach() if isinstance(factor, Tensor) else factor) * weight
+            losses = None if report is None else self._of_task(task, report)
+            if losses is not None and losses.parts:
+                own = step.total(self._bare(task, losses)).detach()
+                gathered.note(task, own)
+                loss = loss + factor * own * weight if isinstance(factor, Tensor) else loss
             return Outcome(loss, losses)
 
         return weighed

@@ -116,7 +116,7 @@ class TaskStep:
             else:
                 self.gradients.give_back()
             if self.logs_cosines:
-                angles, one = cosines(products), torch.ones(1, dtype=torch.int64)
+                angles, one = cosines(products).to(gradients[0][0].device, torch.float32), torch.ones(1, dtype=torch.int64)
                 pairs = combinations(range(len(tasks)), 2)
                 monitors = {f"cosine/{tasks[a]}-{tasks[b]}": Part(angles[a, b], one) for a, b in pairs}
             self.gradients = None  # not kept until the next step begins
