@@ -59,9 +59,11 @@ OVER_BATCH: dict[str, Callable[..., Objective]] = {
     "contrastive": partial(
         Contrastive, length=LENGTH, contrast=ContrastConfig(positives="word_repetition", temperature=0.5, temperature_kind="learned")
     ),
-    "contrastive_mlm": partial(Contrastive, length=LENGTH, contrast=ContrastConfig(positives="neighbours", mlp="none", mlm_weight=0.5)),
+    "contrastive_mlm": partial(
+        Contrastive, length=LENGTH, contrast=ContrastConfig(positives="neighbours", temperature=0.5, mlp="none", mlm_weight=0.5)
+    ),
 }
-"""A rank's share of a step is one batch."""
+"""A rank's share of a step is one batch. The temperature is mild: a sharp one multiplies what is rounded from step to step."""
 
 
 def _multitask(kinds: Sequence[str], **settings: Any) -> Callable[..., Objective]:
