@@ -30,10 +30,12 @@ from lmlab.training import fit
 PROMPTS = {
     "austen": ("It was a truth", "Elizabeth looked at him, and", "“My dear Mr. Bennet,” said"),
     "sanguo": ("却说曹操", "玄德曰：", "孔明笑曰："),
+    "songci": ("明月几时有", "春风", "独上高楼，"),
 }
 GAPS = {
     "austen": ("She was very {mask} to see him.", "Mr. Darcy {mask} to her sister.", "They walked into the {mask} together."),
     "sanguo": ("玄德大{mask}，急令军士退后。", "孔明{mask}曰：“吾自有计。”", "曹操引{mask}追赶。"),
+    "songci": ("春{mask}又绿江南岸。", "独上高{mask}，望尽天涯路。", "明月几时{mask}。"),
 }
 LENGTH, BATCH = 128, 16
 OPTIMIZER = OptimizerConfig(name="muon", lr=0.01)  # in a million tokens it gets markedly further than AdamW, the masked model above all
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="lmlab demo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--tokens", default="1M", help="budget of each model, in tokens of text (default: 1M)")
-    parser.add_argument("--corpus", default="austen", help="austen, sanguo, a file or a glob (default: austen)")
+    parser.add_argument("--corpus", default="austen", help="austen, sanguo, songci, a file or a glob (default: austen)")
     parser.add_argument("--seed", type=int, default=0, help="seed of both runs (default: 0)")
     options = parser.parse_args(argv)
     console, started = Console(highlight=False), time.perf_counter()

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     default, hints = TokenizerConfig(), get_type_hints(TokenizerConfig)
     train = commands.add_parser("train", help="learn a vocabulary from a corpus", allow_abbrev=False)
-    train.add_argument("corpus", help="austen, sanguo, a file or a glob, or hf:NAME")
+    train.add_argument("corpus", help="austen, sanguo, songci, a file or a glob, or hf:NAME")
     train.add_argument("--out", type=Path, required=True, help="folder to write (opens with transformers too), or a .json file")
     for name in ("kind", "normalization", "case"):
         choices = hints[name].__args__

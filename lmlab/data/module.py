@@ -34,7 +34,7 @@ class CorpusModule(Recorded, LightningDataModule):
     The position in the text is part of the checkpoint, so a resumed run goes on with the very next example.
 
     Args:
-        corpus: A built-in name (`austen`, `sanguo`), a path or glob (.txt, .jsonl, .parquet), `hf:NAME`, or a class path.
+        corpus: A built-in name (`austen`, `sanguo`, `songci`), a path or glob (.txt, .jsonl, .parquet), `hf:NAME`, or a class path.
         tokenizer: Linked from `tokenizer` on the command line.
         feed: What the objective wants; linked from the objective on the command line. Several by name, where several objectives are
             trained at once.

@@ -34,7 +34,9 @@ def write(path: Path, content: str | bytes) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(("name", "num_documents", "beginning"), [("austen", 269, "Emma Woodhouse"), ("sanguo", 140, "滚滚长江")])
+@pytest.mark.parametrize(
+    ("name", "num_documents", "beginning"), [("austen", 269, "Emma Woodhouse"), ("sanguo", 140, "滚滚长江"), ("songci", 20480, "气和玉烛")]
+)
 def test_embedded_texts(name: Any, num_documents: int, beginning: str) -> None:
     corpus = EmbeddedCorpus(name=name)
     found = texts(corpus)

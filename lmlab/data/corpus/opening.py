@@ -37,7 +37,7 @@ def open_corpus(spec: str | os.PathLike[str] | Mapping[str, Any] | Corpus) -> Co
     """The corpus a setting names.
 
     Args:
-        spec: An embedded name (`austen`, `sanguo`); a path or glob of .txt, .jsonl or .parquet files, the first two also with .gz;
+        spec: An embedded name (`austen`, ...); a path or glob of .txt, .jsonl or .parquet files, the first two also with .gz;
             `hf:NAME` or `hf:NAME:CONFIG`; or `{class_path: ..., init_args: {...}}`, where the class of `lmlab.data.corpus` may be
             named without its package; a class of your own must be trusted first, see `lmlab.config.trust`. A corpus is returned as it is.
 

@@ -6,7 +6,11 @@ from pathlib import Path
 
 from lmlab.errors import ConfigError, nearest
 
-EMBEDDED = {"austen": "six novels of Jane Austen, English", "sanguo": "三国演义 and 论语, Chinese"}
+EMBEDDED = {
+    "austen": "six novels of Jane Austen, English",
+    "sanguo": "三国演义 and 论语, Chinese",
+    "songci": "宋词, 20,480 poems of the Song dynasty, Chinese",
+}
 """Names of the embedded texts, and what they are."""
 
 
