@@ -44,8 +44,9 @@ def test_a_false_second_sentence_is_that_of_a_pair_in_another_document(byte_toke
     seconds = {tuple(halves(true, index, 0)[1]) for index in range(len(true))}
     labels = []
     for n in range(4 * len(view)):
-        a, b, label = halves(view, n % len(view), n)
-        whole_a, whole_b, none = halves(true, n % len(view), n)
+        index, seed = n % len(view), n // len(view)
+        a, b, label = halves(view, index, index, seed)
+        whole_a, whole_b, none = halves(true, index, index, seed)
         labels.append(label)
         assert none is None and len(a) + len(b) <= 37
         if label:
@@ -67,6 +68,36 @@ def test_swapped_sentences_are_the_same_two(byte_tokenizer: Tokenizer) -> None:
         found.add(label)
     assert found == {0, 1}
     assert len(pairs(docs[:1], byte_tokenizer, negatives="order")) > 0, "one document is enough"
+
+
+def test_a_text_that_is_read_again_is_cut_anew(byte_tokenizer: Tokenizer) -> None:
+    """From any sentence of a run on, as far as fits: found here by trying all stretches of the document."""
+    docs = [[[1000 * d + 10 * s + t for t in range(3 + (5 * s + d) % 7)] for s in range(23)] for d in range(2)]
+    view = pairs(docs, byte_tokenizer)
+    allowed: set[tuple[int, ...]] = set()
+    for sentences in docs:
+        for first in range(len(sentences) - 1):
+            last = max(end for end in range(first + 2, len(sentences) + 1) if sum(map(len, sentences[first:end])) <= 37)
+            allowed.add(tuple(token for sentence in sentences[first:last] for token in sentence))
+    beginnings = {sentence[0] for sentences in docs for sentence in sentences}
+    fixed = {tuple(a + b) for a, b, _ in (halves(view, index, index) for index in range(len(view)))}
+    found = set()
+    for n in range(len(view), 60 * len(view)):
+        a, b, _ = halves(view, n % len(view), n)
+        assert b[0] in beginnings and abs(len(a) - len(b)) <= 9, "divided between sentences, near the middle"
+        found.add(tuple(a + b))
+    assert fixed < found == allowed
+
+
+def test_no_second_sentence_is_known_from_false_pairs_alone(byte_tokenizer: Tokenizer) -> None:
+    """Where a text is read again, false pairs are cut anew as true ones are: none of the two has sentences that the other never has."""
+    docs = [[[1000 * d + 10 * s + t for t in range(4)] for s in range(40)] for d in range(3)]
+    view = pairs(docs, byte_tokenizer, negatives="document")
+    seconds: dict[int, set[int]] = {0: set(), 1: set()}
+    for n in range(len(view), 200 * len(view)):
+        _, b, label = halves(view, n % len(view), n)
+        seconds[label or 0].add(b[0])
+    assert seconds[0] == seconds[1]
 
 
 def test_lengths_do_not_give_a_false_pair_away(byte_tokenizer: Tokenizer) -> None:

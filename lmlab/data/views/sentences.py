@@ -97,6 +97,9 @@ class SentencePairView(View):
     its middle. Two sentences that are too long together are cut to fit, the longer one first. A last sentence that is left alone
     is left out, and so is a document of one sentence. `extra["second_start"]` is the place of B's first token.
 
+    That is how the text is read first, and validated always. When it is read again, a run begins at any of its sentences and goes on
+    for as long as fits, for a small corpus has few pairs, and the same ones over and over would be learned by heart.
+
     With `feed.negatives`, half of the pairs, drawn by (seed, position, index), are false, and `extra["pair_label"]` is 1 for these and
     0 for the others. `document`: B is that of another pair, in another document, and about as long, so that neither length nor
     ending gives it away. `order`: B comes before A.
@@ -149,28 +152,36 @@ class SentencePairView(View):
     def draw(self, index: int, position: int, seed: int) -> Example:
         """Pair `index` at its place in a run; see the class for what is drawn."""
         self._check(index)
-        a, b = self._pair(index)
+        generator = rng(seed, PAIRING, position, index)
+        moved = generator if position >= len(self) else None  # the text is read again
+        a, b = self._pair(index, moved)
         if self.negatives == "none":
             return self._joined(index, position, a, b, {})
-        generator = rng(seed, PAIRING, position, index)
         label = int(generator.random() < 0.5)
         if label:
-            a, b = (b, a) if self.negatives == "order" else (a, self._elsewhere(a, b, generator))
+            a, b = (b, a) if self.negatives == "order" else (a, self._elsewhere(a, b, generator, moved))
         return self._joined(index, position, a, b, {"pair_label": label})
 
-    def _pair(self, index: int) -> tuple[Stretch, Stretch]:
-        """The two halves of a run, before they are cut to fit."""
-        first, last = self._runs[index]
+    def _pair(self, index: int, moved: np.random.Generator | None) -> tuple[Stretch, Stretch]:
+        """The two halves of a run, before they are cut to fit; with a generator, of what fits from any of its sentences on."""
+        first, last = (int(bound) for bound in self._runs[index])
+        if moved is not None:
+            end_of_document = int(self.store.offsets[self._document(int(self.store.sentences[first])) + 1])
+            stop = int(np.searchsorted(self.store.sentences, end_of_document))
+            first += int(moved.integers(min(last, stop - 1) - first))
+            limit = int(self.store.sentences[first]) + self.room
+            fitting = stop if end_of_document <= limit else int(np.searchsorted(self.store.sentences, limit, side="right")) - 1
+            last = max(first + 2, fitting)
         bounds = self.store.sentences[first:last]
-        begin, end = int(bounds[0]), _end_of(self.store.sentences, int(last) - 1, self.store)
+        begin, end = int(bounds[0]), _end_of(self.store.sentences, last - 1, self.store)
         middle = int(bounds[1:][np.abs(2 * bounds[1:] - begin - end).argmin()])
         return Stretch(begin, middle), Stretch(middle, end)
 
-    def _elsewhere(self, a: Stretch, b: Stretch, generator: np.random.Generator) -> Stretch:
+    def _elsewhere(self, a: Stretch, b: Stretch, generator: np.random.Generator, moved: np.random.Generator | None) -> Stretch:
         """The second half of a run of another document than `a` is in; of a few that are drawn, the one most like `b` in length."""
         own = np.searchsorted(self.store.sentences[self._runs[:, 0]], self.store.offsets[self._document(a.begin) :][:2])
         drawn = generator.integers(len(self._runs) - int(own[1] - own[0]), size=CANDIDATES)
-        candidates = [self._pair(int(run))[1] for run in np.where(drawn >= own[0], drawn + own[1] - own[0], drawn)]
+        candidates = [self._pair(int(run), moved)[1] for run in np.where(drawn >= own[0], drawn + own[1] - own[0], drawn)]
         fits = len(a) + len(b) <= self.room  # then it must not have to be cut, either
         return min(candidates, key=lambda other: (fits and len(a) + len(other) > self.room, abs(len(other) - len(b))))
 
