@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmlab.checkpoint import objective_from, read_checkpoint
+from lmlab.config import rebuild
 from lmlab.objectives.base import Objective
 from lmlab.run.directory import RunDirectory
 from lmlab.run.find import find_checkpoint
@@ -28,3 +29,17 @@ def load(run: str | Path | RunDirectory, checkpoint: str | None = None, allow: t
     made = objective_from(read_checkpoint(path), path, allow)
     assert isinstance(made, Objective)  # nothing else writes a description of itself
     return made
+
+
+def untrained(objective: Objective) -> Objective:
+    """The same network before its training, with other weights than it began with: what a trained one is compared with.
+
+    Args:
+        objective: Of any run.
+
+    Returns:
+        In evaluation mode, on the CPU.
+    """
+    fresh: Objective = rebuild(objective.recipe())
+    fresh.configure_model()
+    return fresh.eval()

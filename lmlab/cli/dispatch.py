@@ -35,6 +35,9 @@ COMMANDS = {
     "generate": Command(USE, "continue a text: lmlab generate RUN --prompt TEXT", "lmlab.cli.generate:generate_main"),
     "fill": Command(USE, "fill gaps: lmlab fill RUN --text 'She was [MASK] to see him.'", "lmlab.cli.generate:fill_main"),
     "embed": Command(USE, "vectors of texts, and how near they are: lmlab embed RUN --text A --text B", "lmlab.cli.embed:main"),
+    "retrieve": Command(
+        USE, "whether vectors tell which halves of a passage belong together: lmlab retrieve RUN", "lmlab.cli.retrieve:main"
+    ),
     "distill-corpus": Command(
         USE, "let a causal model write a text for students to learn from: lmlab distill-corpus RUN", "lmlab.cli.distill_corpus:main"
     ),

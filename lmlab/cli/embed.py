@@ -17,10 +17,8 @@ from torch import Tensor
 
 from lmlab.cache import write_atomic
 from lmlab.cli.allowlist import grant
-from lmlab.config import rebuild
 from lmlab.errors import ConfigError, DataError
-from lmlab.loading import load
-from lmlab.objectives.base import Objective
+from lmlab.loading import load, untrained
 from lmlab.rulers.text_vectors import text_vectors
 
 MOST_SHOWN = 12
@@ -54,7 +52,7 @@ def main(argv: list[str]) -> int:
     if output is None and len(texts) > MOST_SHOWN:
         raise ConfigError(f"{len(texts)} texts are too many for a table", where="--output", remedy="name a file: --output vectors.npy")
     objective = load(options.run, options.checkpoint)
-    vectors = text_vectors(_fresh(objective) if options.weights == "fresh" else objective, texts)
+    vectors = text_vectors(untrained(objective) if options.weights == "fresh" else objective, texts)
     if output is None:
         _show(texts, vectors)
     else:
@@ -76,13 +74,6 @@ def _texts(given: list[str] | None, file: str | None) -> list[str]:
     if not lines:
         raise DataError("there is no text", where=file or "standard input", remedy="write one text a line, or use --text")
     return lines
-
-
-def _fresh(objective: Objective) -> Objective:
-    """The same network before its training, with other weights than it began with."""
-    fresh: Objective = rebuild(objective.recipe())
-    fresh.configure_model()
-    return fresh
 
 
 def _show(texts: Sequence[str], vectors: Tensor) -> None:

@@ -13,6 +13,7 @@ import lmlab
 from lmlab.budget import BudgetConfig
 from lmlab.cli import main
 from lmlab.data.module import CorpusModule
+from lmlab.rulers.retrieval import halves
 from lmlab.session import RunConfig
 from tests.objectives.sentence_toy import contrastive
 from tests.objectives.toy import tokenizer
@@ -62,4 +63,36 @@ def test_files_hold_the_vectors(run: str, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_refused(run: str, given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embed", run, *given]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_halves_of_passages_are_looked_for(
+    run: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted here by loops, from the same vectors."""
+    monkeypatch.setenv("LMLAB_RUNS", str(Path(run).parents[1]))
+    text = tmp_path / "other.txt"
+    text.write_text("\n\n".join(f"Animal {n} runs to tree {n}. Tree {n} is where animal {n} sleeps." for n in range(200)), encoding="utf-8")
+    assert main(["retrieve", "e", "e", "--length", "100", "--corpus", str(text), "--split", "test", "--limit", "5"]) == 0
+    chance, fresh, one, same = (line.split()[-2:] for line in capsys.readouterr().out.splitlines()[-4:])
+    assert chance == ["chance", "20.0%"] and one == same != fresh
+    model = lmlab.load(run)
+    passages = halves(CorpusModule(text, model.tokenizer, model.feed(), cache_dir=str(tmp_path)), "test", 100, 5)
+    sides = [model.embed([p[side] for p in passages]).tolist() for side in (0, 1)]  # type: ignore[operator]
+    ranks = []
+    for asked, others in (sides, sides[::-1]):
+        for i in range(5):
+            cosines = [sum(a * b for a, b in zip(asked[i], other, strict=True)) for other in others]
+            ranks.append(1 + sum(cosine > cosines[i] for cosine in cosines))
+    assert one == [f"{sum(rank == 1 for rank in ranks) / 10:.1%}", f"{sum(1 / rank for rank in ranks) / 10:.3f}"]
+
+
+def test_passages_come_from_the_text_that_a_run_has_not_seen(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["retrieve", run, "--split", "test", "--length", "40"]) == 0
+    assert "2 passages of up to 40 tokens, test text" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "said"), [(["--limit", "1"], "too few to search"), (["--corpus", "austin"], "austen")])
+def test_what_cannot_be_retrieved_is_refused(run: str, given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["retrieve", run, *given]) != 0
     assert said in capsys.readouterr().err
