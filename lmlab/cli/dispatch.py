@@ -51,7 +51,7 @@ COMMANDS = {
 
 EXAMPLES = (
     ("lmlab demo", "see everything once"),
-    ("lmlab fit -c configs/pretrain/mlm.yaml --model.mask_prob 0.3", "train, with one setting changed"),
+    ("lmlab fit -c configs/pretrain/mlm.yaml --model.mask_prob 0.15", "train, with one setting changed"),
     ("lmlab fit -c configs/pretrain/mlm.yaml --print_config", "see every setting and its value"),
     ("lmlab generate clm --prompt 'It was a truth'", "let the newest finished run named clm write"),
 )

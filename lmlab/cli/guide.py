@@ -45,7 +45,7 @@ COMMANDS = {
         (
             ("lmlab fit -c configs/pretrain/mlm.yaml", "train"),
             ("lmlab fit -c configs/pretrain/mlm.yaml -c configs/debug/smoke.yaml", "two steps, to see that it works"),
-            ("lmlab fit -c configs/pretrain/mlm.yaml --model.mask_prob 0.3 --name mlm-30", "one setting changed"),
+            ("lmlab fit -c configs/pretrain/mlm.yaml --model.mask_prob 0.15 --name mlm-15", "one setting changed"),
             ("lmlab fit -c configs/pretrain/clm.yaml --data.corpus 'texts/*.txt' --budget.tokens 10M", "your own text"),
             ("lmlab fit -c configs/pretrain/clm.yaml -c configs/speed/compile.yaml --resume auto", "go on after an interruption"),
         ),
