@@ -22,6 +22,9 @@ def main(argv: list[str]) -> int:
         argv: Options after `lmlab distill-corpus`.
     """
     options = _parser().parse_args(grant(argv)[0])
+    if options.prompt_tokens is not None and not options.prompts:
+        why = "texts begin from nothing"
+        raise ConfigError("--prompt_tokens has no effect", where="--prompt_tokens", why=why, remedy="name a real text: --prompts CORPUS")
     teacher = load(options.run, options.checkpoint).product
     if not isinstance(teacher, CLM):
         raise ConfigError(
@@ -33,7 +36,7 @@ def main(argv: list[str]) -> int:
     config = CorpusWritingConfig(
         tokens=int(BudgetConfig(tokens=options.tokens).limit),
         length=options.length or teacher.length,
-        prompt_length=options.prompt_tokens if options.prompts else 1,
+        prompt_length=1 if not options.prompts else 32 if options.prompt_tokens is None else options.prompt_tokens,
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
@@ -61,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="file to write, .jsonl; an interrupted one is gone on with")
     parser.add_argument("--tokens", required=True, help="tokens to write at least, such as 500k or 2M")
     parser.add_argument("--prompts", metavar="CORPUS", help="real text whose beginnings are continued (default: texts begin from nothing)")
-    parser.add_argument("--prompt_tokens", type=int, default=32, help="tokens of each beginning (default: 32)")
+    parser.add_argument("--prompt_tokens", type=int, help="tokens of each beginning (default: 32)")
     parser.add_argument("--length", type=int, help="tokens of a text at most (default: those the teacher was trained on)")
     parser.add_argument("--temperature", type=float, default=1.0, help="below 1 the text is more uniform (default: 1)")
     parser.add_argument("--top_k", type=int, default=0, help="draw from the k likeliest tokens only; 0 for all (default: 0)")

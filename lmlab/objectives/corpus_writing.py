@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import NamedTuple
 
 import torch
 
+from lmlab.backbones.decoder import Decoder
 from lmlab.config import require
 from lmlab.data.loader import OrderedView
 from lmlab.decoding import DecodingConfig
 from lmlab.errors import ConfigError, DataError
 from lmlab.nn.evaluation import evaluating
 from lmlab.objectives.clm import CLM
-from lmlab.objectives.on_policy import write, writes_with_cache
+from lmlab.objectives.on_policy import write
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def write_corpus(teacher: CLM, output: Path, config: CorpusWritingConfig, prompt
 
     Args:
         teacher: Writes.
-        output: The file; until it is long enough it is called `output.part`.
+        output: The file, `.jsonl`; until it is long enough it is called `output.part`.
         config: How much and how.
         prompts: Blocks of real text whose beginnings are continued; None begins documents from nothing.
 
@@ -97,12 +99,20 @@ def write_corpus(teacher: CLM, output: Path, config: CorpusWritingConfig, prompt
         Written tokens.
 
     Raises:
-        ConfigError: If the teacher cannot write, or the file is there or was begun with other settings.
+        ConfigError: If the teacher cannot write, or not that much, or the file is there or was begun with other settings.
         DataError: If the teacher ends every document at once.
     """
-    if not writes_with_cache(teacher):
+    if not isinstance(getattr(teacher, "backbone", None), Decoder):
         raise ConfigError(
             f"a {type(teacher).__name__} cannot write a corpus", where="RUN", why="it does not keep keys and values", remedy="name a CLM"
+        )
+    Decoder.check(teacher.backbone_config, {"length": config.length})
+    if output.suffix != ".jsonl":
+        raise ConfigError(
+            f"a corpus cannot be called {output.name}",
+            where=str(output),
+            why="a document is a line of JSON, and the end of a name says how a file is read",
+            remedy="choose a name that ends in .jsonl",
         )
     if output.exists():
         raise ConfigError(f"{output.name} is there already", where=str(output), remedy="choose another name, or remove it")
@@ -118,8 +128,9 @@ def write_corpus(teacher: CLM, output: Path, config: CorpusWritingConfig, prompt
             remedy="remove it, or give the settings it was begun with",
         )
     written = sum(int(json.loads(line)["tokens"]) for line in lines)
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
+    part.touch()
+    os.truncate(part, sum(len(line.encode()) for line in lines))
+    with part.open("a", encoding="utf-8") as file:
         while written < config.tokens:
             documents = list(write_documents(teacher, config, len(lines) // size, prompts))
             if not any(document.tokens for document in documents):
@@ -176,5 +187,6 @@ def _whole_batches(part: Path, size: int) -> list[str]:
     """What an interrupted writer left, but for a batch that is not whole: those after it depend on where batches begin."""
     if not part.exists():
         return []
-    lines = [line for line in part.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    *whole, _ = part.read_text(encoding="utf-8", errors="replace").split("\n")  # other ends of lines may stand in a text
+    lines = [f"{line}\n" for line in whole]
     return lines[: len(lines) // size * size]

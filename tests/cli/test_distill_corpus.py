@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import seed_everything
 
 from lmlab.backbones import BackboneConfig
@@ -14,10 +15,11 @@ from lmlab.checkpoint import write_checkpoint
 from lmlab.cli import main
 from lmlab.data.corpus import open_corpus
 from lmlab.data.loader import OrderedView
-from lmlab.errors import ConfigError
+from lmlab.errors import ConfigError, DataError
 from lmlab.objectives import corpus_writing
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.corpus_writing import CorpusWritingConfig, write_corpus
+from lmlab.objectives.ngram import NGram
 from lmlab.tokenizer import Tokenizer
 from tests.objectives.toy import LENGTH, Blocks, tokenizer
 
@@ -94,6 +96,40 @@ def test_an_interrupted_corpus_goes_on_as_if_nothing_had_happened(teacher: CLM, 
         write_corpus(teacher, tmp_path / "cut.jsonl", config)
 
 
+@pytest.mark.parametrize("ends", ["bos_id", "eos_id"])
+def test_a_document_ends_where_the_teacher_ends_it(ends: str, tok: Tokenizer, tmp_path: Path) -> None:
+    made = CLM(tok, BackboneConfig(hidden_size=16, num_layers=1, num_heads=1, head_bias=True), length=LENGTH)
+    made.configure_model()
+    assert made.head.bias is not None
+    torch.nn.init.constant_(made.head.bias[getattr(tok, ends)], 50.0)
+    with pytest.raises(DataError, match="ends every text at once"):
+        write_corpus(made, tmp_path / "a.jsonl", CorpusWritingConfig(**WRITING))
+
+
+def test_whoever_cannot_write_that_is_refused_before_it_begins(teacher: CLM, tok: Tokenizer, tmp_path: Path) -> None:
+    counting = NGram(tok, length=LENGTH)
+    counting.configure_model()
+    short = CLM(tok, BackboneConfig(hidden_size=16, num_layers=1, num_heads=1, position="learned", max_length=LENGTH - 1), length=4)
+    short.configure_model()
+    for writer, name, why in (
+        (counting, "a.jsonl", "a NGram cannot write"),
+        (short, "a.jsonl", "15 learned positions"),
+        (teacher, "a.txt", r"end in .jsonl|ends in .jsonl"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            write_corpus(writer, tmp_path / name, CorpusWritingConfig(**WRITING))
+    assert not list(tmp_path.iterdir())
+
+
+def test_unusual_ends_of_lines_in_a_text_are_none_of_the_file(tmp_path: Path) -> None:
+    part = tmp_path / "a.jsonl.part"
+    whole = [json.dumps({"text": f"{n} \u2028 \x85", "tokens": 3}, ensure_ascii=False) + "\n" for n in range(4)]
+    part.write_text("".join(whole) + '{"text": "ha', encoding="utf-8")
+    assert corpus_writing._whole_batches(part, 2) == whole
+    part.write_bytes(part.read_bytes()[:-4] + "é".encode()[:1])  # cut inside a character
+    assert corpus_writing._whole_batches(part, 3) == whole[:3]
+
+
 @pytest.mark.parametrize("settings", [{"tokens": 0}, {"length": 5}, {"temperature": 0.0}, {"batch_size": 0}, {"top_p": 0.0}])
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
@@ -101,13 +137,15 @@ def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_the_command_writes_what_a_student_with_another_vocabulary_reads(
-    teacher: CLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: CLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LMLAB_RUNS", str(tmp_path / "runs"))
     content: dict[str, Any] = {"state_dict": teacher.state_dict()}
     teacher.on_save_checkpoint(content)
     write_checkpoint(content, tmp_path / "teacher.ckpt")
     output = str(tmp_path / "corpus.jsonl")
+    assert main(["distill-corpus", "RUN", "--output", output, "--tokens", "2k", "--prompt_tokens", "5"]) == 2
+    assert "--prompt_tokens has no effect" in capsys.readouterr().err
     assert main(["distill-corpus", str(tmp_path / "teacher.ckpt"), "--output", output, "--tokens", "2k", "--batch_size", "64"]) == 0
     settings = ["--model.backbone={hidden_size: 16, num_layers: 1, num_heads: 2}", "--model.length=16", "--tokenizer={kind: characters}"]
     root = Path(__file__).parents[2] / "configs"
