@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from lmlab.backbones import BackboneConfig, Decoder, Encoder, EncoderDecoder
+from lmlab.backbones import BackboneConfig, Decoder, Encoder, EncoderDecoder, features
 from lmlab.backbones.features import AttentionFeatures, attention_scores, noting, relation_scores, stacks_of
+from lmlab.nn import varlen
 from lmlab.nn.block import Block
+from lmlab.nn.mask import Visibility
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 sums taken in another order
 POSITIONS: dict[str, dict[str, Any]] = {
@@ -77,6 +79,16 @@ def test_who_may_attend_whom_is_documents_padding_and_the_past() -> None:
                     else:
                         wanted = bool(rows(case)["attention_mask"][b, key])
                     assert bool(allowed[b, 0, query, key]) == wanted
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_documents_that_a_kernel_attends_one_by_one_are_the_same_documents(causal: bool) -> None:
+    """As on CUDA, where no mask is built for them."""
+    ids = rows("documents")["document_ids"]
+    visible = Visibility(causal=causal, segments=varlen.segments(ids))
+    allowed, bias = features._rules(visible, *ids.shape, ids.device)
+    same = ids[:, None, :, None] == ids[:, None, None, :]
+    assert bias is None and allowed is not None and torch.equal(allowed, same.tril() if causal else same)
 
 
 @pytest.mark.parametrize("name", ["rope", "post"])
