@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,17 @@ from lmlab.objectives.on_policy import OnPolicyConfig, check_policy, continued, 
 from lmlab.objectives.passes import Outcome, Pass, Step
 from lmlab.objectives.projections import Projections, key_of
 from lmlab.objectives.responses import compare_answers
-from lmlab.objectives.teachers import TeacherConfig, backbone_of, check_kind, check_teachers, forward_flops, lend_layers, read_teacher
+from lmlab.objectives.teachers import (
+    TeacherConfig,
+    backbone_of,
+    check_kind,
+    check_same,
+    check_teachers,
+    fingerprint_of,
+    forward_flops,
+    lend_layers,
+    read_teacher,
+)
 from lmlab.objectives.tokens import TokenObjective
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.run.samples import Sample
@@ -99,11 +110,11 @@ class Distillation(Objective):
             raise ConfigError("only what predicts tokens can be a student", where="student.objective", why=why, remedy="choose MLM or CLM")
         self.student: TokenObjective = made
         check_teachers(self.teacher_configs, loss.response is not None)
-        check_policy(on_policy, made, loss.response is not None)
+        check_policy(on_policy, made, loss)
         self.teachers = nn.ModuleList()
         self.projections = Projections(backbone.init_config()) if any(key_of(match) for match in loss.features) else None
         self._matching: Matching | None = None
-        self._has_weights = False
+        self._has_weights, self._fingerprints = False, list[str]()
 
     def feed(self) -> Feed:
         """The student's, with more counts."""
@@ -117,7 +128,7 @@ class Distillation(Objective):
         """Builds the student; what depends on a teacher waits for `learn_from`."""
         self.student.build(backbone)
         self.student._is_built = True
-        self.register_load_state_dict_post_hook(lambda *_: setattr(self, "_has_weights", True))
+        self.register_load_state_dict_post_hook(_mark_loaded)
 
     def setup(self, stage: str) -> None:
         """Reads the teachers, unless the student is only to predict.
@@ -141,20 +152,32 @@ class Distillation(Objective):
         self.configure_model()
         for number, (config, teacher) in enumerate(zip(self.teacher_configs, teachers, strict=True)):
             where = f"teachers[{number}]"
-            check_kind(teacher, self.student, self._student_feed.length, self.loss.response is not None, where)
+            check_kind(teacher, self.student, self._student_feed, self.loss.response is not None, where)
             if config.lends and not self._has_weights:
                 lend_layers(teacher, self.student, config.lends, where)
         if self.loss.features:
             torch.manual_seed(torch.initial_seed())  # for projections, whatever was drawn before
-            networks = backbone_of(teachers[0], "teacher"), backbone_of(self.student, "student")
-            self._matching = Matching(self.loss.features, *networks, self.projections)
-        self._has_weights = True
+            theirs, ours = (backbone_of(one, who, "loss.features") for one, who in ((teachers[0], "teacher"), (self.student, "student")))
+            self._matching = Matching(self.loss.features, theirs, ours, self.projections)
+        self._has_weights, self._fingerprints = True, [fingerprint_of(teacher) for teacher in teachers]
         self.teachers.extend(Frozen(teacher).to(self.device) for teacher in teachers)
 
     @property
     def product(self) -> Objective:
         """The student."""
         return self.student
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds who has taught."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["lmlab"]["teachers"] = self._fingerprints
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with other teachers than the run began with."""
+        super().on_load_checkpoint(checkpoint)
+        began_with = checkpoint.get("lmlab", {}).get("teachers")
+        if self.teachers and began_with:
+            check_same(self.teacher_configs, self._fingerprints, began_with)
 
     def losses(self, batch: Batch) -> Losses:
         """All parts, from one pass of the student and one of each teacher.
@@ -271,17 +294,17 @@ class Distillation(Objective):
             )
         matching = self._matching
         if matching is None:
-            theirs = [_states(teacher, batch) for teacher in self.teachers]
+            theirs = [teacher(batch, "states") for teacher in self.teachers]
             return self.student.states(batch), theirs, {}
         with matching.noting("teacher") as noted:
-            theirs = [_states(self.teachers[0], batch)]
-        theirs += [_states(teacher, batch) for teacher in self.teachers[1:]]
+            theirs = [self.teachers[0](batch, "states")]
+        theirs += [teacher(batch, "states") for teacher in self.teachers[1:]]
         with matching.noting("student") as own:
             states = self.student.states(batch)
         return states, theirs, matching.parts(batch, noted, own, batch["counts"])
 
 
-def _states(teacher: nn.Module, batch: Batch) -> Tensor:
-    assert isinstance(teacher, Frozen)
-    with torch.no_grad():
-        return teacher.module.states(batch)
+def _mark_loaded(module: nn.Module, _: Any) -> None:
+    """What has trained weights does not start from a teacher's layers."""
+    assert isinstance(module, Distillation)
+    module._has_weights = True

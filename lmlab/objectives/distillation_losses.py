@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class ResponseConfig(DivergenceConfig):
     def __post_init__(self) -> None:
         """Refuses what is no divergence, and a weight without effect."""
         super().__post_init__()
-        require(self.weight > 0, self, "weight", "it says how much the answers count", "set a positive number, or response to null")
+        require(0 < self.weight < inf, self, "weight", "it says how much the answers count", "set a positive number, or response to null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class DistillationLoss:
 
     def __post_init__(self) -> None:
         """Refuses a distillation without a teacher's say."""
-        require(self.labels >= 0, self, "labels", "a weight is not negative", "0 leaves the labels out")
+        require(0 <= self.labels < inf, self, "labels", "a weight is finite and not negative", "0 leaves the labels out")
         asked = self.response is not None or bool(self.features)
         require(asked, self, "features", "nothing is asked of the teacher: neither response nor features", "set `response: {}`")
         check_names(self.features)

@@ -50,7 +50,12 @@ def read_hugging_face(folder: Path, tokenizer: Tokenizer, where: str) -> TokenOb
 
     Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models" (the mean).
     """
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"config.json in {folder.name} is broken", where=str(folder), why=str(error), remedy="save it anew"
+        ) from error
     config, family = config_from_hugging_face(settings), settings["model_type"]
     own = Tokenizer.load(folder, num_sentinels=len(tokenizer.sentinel_ids))
     if own.fingerprint != tokenizer.fingerprint:
@@ -83,6 +88,7 @@ def _objective(family: Family, tokenizer: Tokenizer, config: BackboneConfig) -> 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise ConfigError("safetensors is not installed", where=str(folder), remedy="pip install safetensors") from error
@@ -90,7 +96,12 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     if not files:
         why = "other formats can run code when they are read"
         raise CheckpointError(f"{folder.name} holds no .safetensors", where=str(folder), why=why, remedy="save it with transformers 4.35+")
-    return {name: tensor.float() for file in files for name, tensor in load_file(file).items()}
+    try:
+        return {name: tensor.float() for file in files for name, tensor in load_file(file).items()}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"the weights in {folder.name} are broken", where=str(folder), why=str(error), remedy="save them anew"
+        ) from error
 
 
 def _is_of_vocabulary(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import torch
@@ -66,7 +67,7 @@ class FeatureMatch:
         check_choices(self)
         possible = LOSSES[self.feature]
         require(self.loss in possible, self, "loss", f"{self.feature} is compared by {' or '.join(possible)}", f"choose {possible[0]}")
-        require(self.weight > 0, self, "weight", "it says how much the match counts", "set a positive number, or leave the match out")
+        require(0 < self.weight < inf, self, "weight", "it says how much the match counts", "set a positive number, or leave the match out")
         for name in ("teacher", "student"):
             layer = getattr(self, name)
             if self.feature == "embedding":
@@ -158,8 +159,8 @@ def check_map(matches: Sequence[FeatureMatch], teacher: Backbone, student: Backb
         student: The student's.
 
     Raises:
-        ConfigError: On a layer that is not there, on states of different widths without a projection, on scores of different numbers of
-            heads, on heads that cannot be cut.
+        ConfigError: On a layer that is not there, on layers of which one reads the source and one the target, on states of different widths
+            without a projection, on scores of different numbers of heads, on heads that cannot be cut.
     """
     for number, match in enumerate(matches):
         where = f"loss.features[{number}]"
@@ -172,6 +173,13 @@ def check_map(matches: Sequence[FeatureMatch], teacher: Backbone, student: Backb
                     why=f"it has {depth}, counted from 1",
                     remedy="-1 is the last",
                 )
+        if _is_late(match.teacher, teacher) != _is_late(match.student, student):
+            raise ConfigError(
+                "a layer of an encoder cannot be compared with one of a decoder",
+                where=where,
+                why="they read different rows",
+                remedy="layers are counted through the encoder, and on through the decoder; name two of one side",
+            )
         if match.feature in STATES:
             _check_widths(match, teacher, student, where)
         else:
@@ -185,6 +193,11 @@ def attention_of(backbone: Backbone) -> AttentionConfig:
         backbone: Any.
     """
     return backbone.config.block_config(len(stacks_of(backbone)[0].blocks)).attention
+
+
+def _is_late(layer: int | None, network: Backbone) -> bool:
+    """Whether a layer comes after the first stack."""
+    return resolve(layer, len(network.blocks)) > len(stacks_of(network)[0].blocks)
 
 
 def _check_widths(match: FeatureMatch, teacher: Backbone, student: Backbone, where: str) -> None:

@@ -76,6 +76,11 @@ class ObjectiveConfig:
             raise ConfigError(
                 f"{self.objective} cannot be made", where=f"{where}.settings", why=str(error), remedy="set what is missing"
             ) from error
+        except AttributeError as error:
+            why = f"it cannot do with a {type(backbone).__name__}: {error}"
+            raise ConfigError(
+                f"{self.objective} cannot be trained inside another objective", where=f"{where}.objective", why=why, remedy="name another"
+            ) from error
         if not isinstance(made, Objective):
             raise ConfigError(f"{self.objective} is no objective", where=where, remedy="name a class such as lmlab.objectives.mlm.MLM")
         return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import get_type_hints
 
 import torch
@@ -19,6 +20,7 @@ from lmlab.errors import ConfigError
 from lmlab.nn.cache import KVCache
 from lmlab.nn.evaluation import evaluating
 from lmlab.objectives.clm import CLM
+from lmlab.objectives.distillation_losses import DistillationLoss
 from lmlab.objectives.tokens import TokenObjective
 
 POLICY = 40  # stream of randomness
@@ -47,7 +49,7 @@ class OnPolicyConfig:
         """Checks ranges."""
         require(0 < self.share <= 1, self, "share", "it is a share of the steps", "0.5 is common; on_policy: null for none")
         require(self.prompt_length >= 1, self, "prompt_length", "a text begins with something", "32 is a good beginning")
-        require(self.temperature > 0, self, "temperature", "at 0 the student would only ever see its likeliest text", "1 is common")
+        require(0 < self.temperature < inf, self, "temperature", "at 0 the student would only ever see its likeliest text", "1 is common")
 
     def chooses(self, window: Window) -> bool:
         """Whether a step is on-policy: a function of the run's seed and the step alone, the same on all ranks.
@@ -58,13 +60,13 @@ class OnPolicyConfig:
         return hash64(window.draw, POLICY) < self.share * 2**64
 
 
-def check_policy(config: OnPolicyConfig | None, student: TokenObjective, answers: bool) -> None:
+def check_policy(config: OnPolicyConfig | None, student: TokenObjective, loss: DistillationLoss) -> None:
     """Refuses a policy that the student cannot follow.
 
     Args:
         config: The policy; None for none.
         student: Not built yet.
-        answers: Whether the teacher's answers are asked for.
+        loss: What counts.
 
     Raises:
         ConfigError: Then.
@@ -74,9 +76,12 @@ def check_policy(config: OnPolicyConfig | None, student: TokenObjective, answers
     if not isinstance(student, CLM) or not writes_with_cache(student):
         why = f"a {type(student).__name__} does not continue texts token by token with a cache"
         raise ConfigError("this student cannot be trained on its own text", where="on_policy", why=why, remedy="set on_policy to null")
-    if not answers:
+    if loss.response is None:
         why = "the divergence from the teacher is what counts on the student's own text"
         raise ConfigError("on_policy needs the teacher's answers", where="loss.response", why=why, remedy="set `response: {}`")
+    if loss.labels and config.share == 1:
+        why = "on its own text it has none, and every step is on its own text"
+        raise ConfigError("the student never sees a label", where="loss.labels", why=why, remedy="set labels to 0, or a smaller share")
     rule = f"a block has {student.length} tokens, of which the student is to write some"
     require(config.prompt_length < student.length, config, "prompt_length", rule, "keep fewer tokens")
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmlab.errors import ConfigError
 from lmlab.nn.init import InitConfig, init_linear
 from lmlab.objectives.layer_map import FeatureMatch
 
@@ -35,11 +36,17 @@ class Projections(nn.ModuleDict):
             matches: The layer map.
             student_size: D of the student.
             teacher_size: D of the teacher.
+
+        Raises:
+            ConfigError: If those that are there were learned for another teacher.
         """
         for key in dict.fromkeys(key for match in matches if (key := key_of(match))):
             if key not in self:
                 self[key] = nn.Linear(student_size, teacher_size, bias=False)
                 init_linear(self[key], self.init)  # type: ignore[arg-type]
+            elif self[key].out_features != teacher_size:
+                why = f"its states have {teacher_size} channels, the run's projections make {self[key].out_features}"
+                raise ConfigError("this is another teacher than the run's", where="teachers[0].run", why=why, remedy="name the run's own")
 
     def project(self, match: FeatureMatch, states: Tensor) -> Tensor:
         """The student's states as a match compares them.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lmlab.backbones import EncoderDecoder
@@ -14,10 +17,11 @@ from lmlab.backbones.base import Backbone, BackboneConfig
 from lmlab.backbones.features import stacks_of
 from lmlab.checkpoint import objective_from, read_checkpoint
 from lmlab.config import require
-from lmlab.data.batch import Batch
+from lmlab.data.batch import Batch, Feed
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.objectives.hugging_face import is_hugging_face, read_hugging_face
+from lmlab.objectives.span_corruption import SpanCorruption
 from lmlab.objectives.tokens import TokenObjective
 from lmlab.run.find import find_checkpoint
 from lmlab.tokenizer import Tokenizer
@@ -37,7 +41,7 @@ class TeacherConfig:
 
     Args:
         run: A run's folder, a `.ckpt` file, a name (its newest finished run), or a folder with a Hugging Face model.
-        checkpoint: `best`, `last` or `step=N`; None takes the best, else the last.
+        checkpoint: `best`, `last` or `step=N`; None takes the best, else the last. Not for Hugging Face.
         weight: Its share in the mean of several teachers' probabilities.
         lends: Layers, counted from 1, that the student's layers start from; embeddings, norms and head come along. Empty: the student
             starts at random.
@@ -53,7 +57,7 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         """Refuses a teacher without a name or a say."""
         require(bool(self.run), self, "run", "a teacher is a run or a folder", "name one; `lmlab runs` lists them")
-        require(self.weight > 0, self, "weight", "it is a share", "set a positive number, or leave the teacher out")
+        require(0 < self.weight < inf, self, "weight", "it is a share", "set a positive number, or leave the teacher out")
         require(all(layer >= 1 for layer in self.lends), self, "lends", "layers are counted from 1", "for example [2, 4]")
 
 
@@ -93,19 +97,23 @@ def read_teacher(config: TeacherConfig, tokenizer: Tokenizer, where: str) -> Tok
         CheckpointError: If it is not there, or broken.
         ConfigError: If it does not predict tokens, or has another vocabulary.
     """
-    if is_hugging_face(config.run):
-        return read_hugging_face(Path(config.run), tokenizer, where)
+    folder = Path(config.run).expanduser()
+    if is_hugging_face(folder):
+        if config.checkpoint is not None:
+            why = f"{folder.name} is a Hugging Face folder, which holds one model"
+            raise ConfigError("there is no checkpoint to choose", where=f"{where}.checkpoint", why=why, remedy="leave it out")
+        return read_hugging_face(folder, tokenizer, where)
     try:
         path = find_checkpoint(config.run, config.checkpoint)
         found = objective_from(read_checkpoint(path), path)
     except CheckpointError as error:
         raise CheckpointError(error.what, where=f"{where}.run = {config.run}", why=error.why, remedy=error.remedy) from error
     product = found.product if isinstance(found, Objective) else found
-    if not isinstance(product, TokenObjective):
+    if not isinstance(product, TokenObjective) or "head" not in product._modules:  # an n-gram model has neither states nor a head
         raise ConfigError(
             f"the run '{config.run}' cannot teach",
             where=f"{where}.run",
-            why=f"it was trained with {type(product).__name__}, which does not predict tokens",
+            why=f"it was trained with {type(product).__name__}, which does not predict tokens from hidden states",
             remedy="name a run of a masked, causal or span-corruption model",
         )
     if product.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -119,13 +127,13 @@ def read_teacher(config: TeacherConfig, tokenizer: Tokenizer, where: str) -> Tok
     return product
 
 
-def check_kind(teacher: TokenObjective, student: TokenObjective, length: int, answers: bool, where: str) -> None:
+def check_kind(teacher: TokenObjective, student: TokenObjective, feed: Feed, answers: bool, where: str) -> None:
     """Refuses a teacher that cannot read what the student reads, or predicts other positions.
 
     Args:
         teacher: Built.
         student: Built.
-        length: Tokens in a row.
+        feed: The student's.
         answers: Whether its predictions are asked for.
         where: The setting, for messages.
 
@@ -144,16 +152,61 @@ def check_kind(teacher: TokenObjective, student: TokenObjective, length: int, an
         raise ConfigError(
             f"a {type(theirs).__name__} cannot read what a {type(ours).__name__} reads", where=f"{where}.run", remedy="choose one of a kind"
         )
-    if isinstance(theirs, Backbone):
-        type(theirs).check(theirs.config, {"the student's rows": length})
+    if not isinstance(theirs, Backbone):
+        return
+    sizes = student.sizes if isinstance(student, SpanCorruption) else None
+    lengths = {"the student's rows": feed.length} if sizes is None else {"the student's inputs": sizes.inputs, "its targets": sizes.targets}
+    type(theirs).check(theirs.config, lengths)
+    if feed.view == "sentence_pairs" and theirs.config.num_segments < 2:
+        raise ConfigError(
+            "the teacher cannot tell the two sentences of a pair apart",
+            where=f"{where}.run",
+            why=f"the student reads pairs of sentences, the teacher's network has {theirs.config.num_segments} segments",
+            remedy="name a teacher that was trained on pairs",
+        )
 
 
-def backbone_of(objective: TokenObjective, who: str) -> Backbone:
+def fingerprint_of(teacher: nn.Module) -> str:
+    """A short name of weights: the first 16 hex digits of the SHA-256 of all names and bytes.
+
+    Args:
+        teacher: Built and trained.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in teacher.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def check_same(configs: Sequence[TeacherConfig], found: Sequence[str], began_with: Sequence[str]) -> None:
+    """Refuses other teachers than those a run began with.
+
+    Args:
+        configs: Who teaches.
+        found: Fingerprints of who was read.
+        began_with: Fingerprints of who has taught so far.
+
+    Raises:
+        CheckpointError: Then.
+    """
+    for number, (config, now, before) in enumerate(zip(configs, found, began_with, strict=True)):
+        if now != before:
+            raise CheckpointError(
+                f"'{config.run}' is not the teacher that this run began with",
+                where=f"teachers[{number}].run",
+                why="its weights are others; a name stands for its newest finished run",
+                remedy="put the newer run of that name aside, or start anew with a run's folder in place of the name",
+            )
+
+
+def backbone_of(objective: TokenObjective, who: str, where: str) -> Backbone:
     """The network of an objective, if it has layers to look into.
 
     Args:
         objective: Built.
-        who: For messages.
+        who: Whose it is, for messages.
+        where: The setting that asks, for messages.
 
     Raises:
         ConfigError: If it is not made of attention layers.
@@ -161,9 +214,9 @@ def backbone_of(objective: TokenObjective, who: str) -> Backbone:
     if not isinstance(objective.backbone, Backbone) or not stacks_of(objective.backbone):
         raise ConfigError(
             f"the {who}'s network has no layers of attention to look into",
-            where="loss.features",
+            where=where,
             why=f"it is a {type(objective.backbone).__name__}",
-            remedy="match its answers: loss.response",
+            remedy="leave that out, and learn from its answers: loss.response",
         )
     return objective.backbone
 
@@ -193,7 +246,7 @@ def lend_layers(teacher: TokenObjective, student: TokenObjective, layers: tuple[
     Raises:
         ConfigError: If numbers or sizes do not fit; it names them.
     """
-    theirs, ours = backbone_of(teacher, "teacher"), backbone_of(student, "student")
+    theirs, ours = backbone_of(teacher, "teacher", f"{where}.lends"), backbone_of(student, "student", f"{where}.lends")
     depth, own_depth = len(theirs.blocks), len(ours.blocks)
     if len(layers) != own_depth or max(layers) > depth:
         raise ConfigError(
@@ -230,5 +283,6 @@ def _copy(source: nn.Module, target: nn.Module, where: str) -> None:
 
 
 def _differing(theirs: BackboneConfig, ours: BackboneConfig) -> list[tuple[str, object, object]]:
-    names = [field.name for field in dataclasses.fields(ours) if field.name not in NOT_OF_THE_FUNCTION]
+    unread = set() if ours.position == "learned" else {"max_length"}  # other positions have no limit
+    names = [field.name for field in dataclasses.fields(ours) if field.name not in NOT_OF_THE_FUNCTION | unread]
     return [(name, getattr(theirs, name), getattr(ours, name)) for name in names if getattr(theirs, name) != getattr(ours, name)]

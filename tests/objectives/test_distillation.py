@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -15,21 +17,23 @@ from lmlab.backbones import BackboneConfig
 from lmlab.budget import BudgetConfig
 from lmlab.callbacks import Budget, WeightAveraging
 from lmlab.config import rebuild
-from lmlab.errors import ConfigError
+from lmlab.errors import CheckpointError, ConfigError
 from lmlab.objectives.distillation import Distillation
 from lmlab.objectives.distillation_losses import DistillationLoss, ResponseConfig
 from lmlab.objectives.layer_map import FeatureMatch
 from lmlab.objectives.nested import ObjectiveConfig
+from lmlab.objectives.nsp import NextSentence
 from lmlab.objectives.on_policy import OnPolicyConfig
 from lmlab.objectives.teachers import TeacherConfig
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.tokenizer import Tokenizer
 from tests.objectives.teaching import EVERYTHING, KINDS, STUDENT, TEACHER, batches, described, student, taught, teacher
-from tests.objectives.toy import Toy, tokenizer
+from tests.objectives.toy import LENGTH, Toy, tokenizer
 
 FLOAT_NOISE = 1e-5  # float32 sums taken in another order, over a few steps
 RESPONSE = DistillationLoss(labels=2.0, response=ResponseConfig(temperature=2.0, weight=5.0))
 FEATURES = DistillationLoss(features=EVERYTHING.features)
+NEIGHBOURS = {"contrast": {"positives": "neighbours"}}
 QUIET: dict[str, Any] = {
     "accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
     "enable_model_summary": False,
@@ -170,6 +174,58 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(tok: Tokenizer) -> N
     )
 
 
+def test_relations_and_states_by_brute_force_on_rows_with_padding(tok: Tokenizer) -> None:
+    """The student has fewer heads than its teacher, whose number decides; padding is neither a query nor a key."""
+    seed_everything(0, verbose=False)
+    shape: dict[str, Any] = {"num_segments": 2, "position": "learned", "init_std": 0.3}
+    guide = NextSentence(tok, BackboneConfig(hidden_size=32, num_layers=3, num_heads=4, **shape), length=LENGTH)
+    features = (
+        FeatureMatch(feature="relation", teacher=-1, student=-1, loss="kl", weight=0.3),
+        FeatureMatch(feature="hidden", teacher=2, student=1, loss="mse", projection="linear"),
+        FeatureMatch(feature="hidden", teacher=2, student=1, loss="pkd", projection="linear", rows="first"),
+    )
+    made = Distillation(
+        tok,
+        BackboneConfig(hidden_size=24, num_layers=2, num_heads=2, **shape),
+        student=ObjectiveConfig(objective="lmlab.objectives.nsp.NextSentence", settings={"length": LENGTH}),
+        teachers=(TeacherConfig(run="x"),),
+        loss=DistillationLoss(features=features),
+    )
+    guide.configure_model()
+    made.learn_from([guide.eval()])
+    noted: dict[tuple[str, str], torch.Tensor] = {}
+    for who, network, layer in (("teacher", guide.backbone, 1), ("student", made.student.backbone, 0)):
+        for name in "qkv":
+            projection = getattr(network.blocks[-1].attention, name)  # type: ignore[union-attr,index]
+            projection.register_forward_hook(lambda _, __, out, key=(who, name): noted.update({key: out.detach()}))
+        network.blocks[layer].register_forward_hook(lambda _, __, out, key=(who, "x"): noted.update({key: out.detach()}))  # type: ignore[union-attr,index]
+    batch = batches(made, tok)[0]
+    parts, lengths = made(batch).parts, batch["attention_mask"].sum(1).tolist()
+    assert min(lengths) < LENGTH
+    relation = 0.0
+    for name in "qkv":
+        for row, length in enumerate(lengths):
+            for head in range(4):
+                ours, theirs = (noted[who, name][row, :length].chunk(4, dim=-1)[head] for who in ("student", "teacher"))
+                q, p = ((x @ x.t() / x.shape[1] ** 0.5).softmax(-1) for x in (ours, theirs))
+                relation += (p * (p / q).log()).sum() / 4
+    torch.testing.assert_close(parts["relation_last_kl"].sum.detach(), relation, rtol=1e-4, atol=1e-5)
+    assert made.projections is not None
+    ours = made.projections["hidden_1_mse"](noted["student", "x"])
+    squares = sum((ours - noted["teacher", "x"])[row, :length].square().mean(-1).sum() for row, length in enumerate(lengths))
+    torch.testing.assert_close(parts["hidden_1_mse"].sum, squares, rtol=1e-4, atol=1e-5)
+    first = (F.normalize(x[:, 0], dim=-1) for x in (made.projections["hidden_1_pkd"](noted["student", "x"]), noted["teacher", "x"]))
+    torch.testing.assert_close(parts["hidden_1_pkd"].sum, (next(first) - next(first)).square().sum(), rtol=1e-4, atol=1e-5)
+    counted = [(parts[name].count.item(), parts[name].weight) for name in ("relation_last_kl", "hidden_1_mse", "hidden_1_pkd")]
+    assert counted == [(sum(lengths), 0.3), (sum(lengths), 1.0), (len(lengths), 1.0)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_is_supervised_once_however_many_parts_it_has(kind: str, tok: Tokenizer) -> None:
+    stamped = next(iter(Toy(student(kind, tok).feed(), tok, 4, 4).train_dataloader()))  # type: ignore[arg-type]
+    assert stamped["window"].supervised == (stamped["labels"] != -100).sum()
+
+
 def test_several_teachers_are_averaged_by_weight(tok: Tokenizer) -> None:
     made = student(
         "clm", tok, DistillationLoss(response=ResponseConfig()), teachers=tuple(TeacherConfig(run="x", weight=w) for w in (1.0, 3.0))
@@ -205,6 +261,35 @@ def test_it_is_rebuilt_from_its_json_and_predicts_without_a_teacher(tok: Tokeniz
     assert torch.equal(again(batch).total(batch["counts"]), made(batch).total(batch["counts"])), "projections come with the state"
 
 
+def test_a_run_goes_on_with_the_teacher_it_began_with(tok: Tokenizer) -> None:
+    """A name stands for the newest finished run, which may be another one by then."""
+    content: dict[str, Any] = {}
+    taught("mlm", tok, RESPONSE).on_save_checkpoint(content)
+    taught("mlm", tok, RESPONSE).on_load_checkpoint(content)
+    student("mlm", tok, RESPONSE).on_load_checkpoint(content)  # only to predict
+    other = student("mlm", tok, RESPONSE)
+    other.learn_from([teacher("mlm", tok, seed=1)])
+    with pytest.raises(CheckpointError, match=r"'nobody' is not the teacher that this run began with[\s\S]*teachers\[0\].run"):
+        other.on_load_checkpoint(content)
+
+
+def test_projections_for_another_teacher_are_refused(tok: Tokenizer) -> None:
+    again = student("mlm", tok)
+    again.configure_model()
+    again.load_state_dict(taught("mlm", tok).state_dict())
+    wide = dataclasses.replace(TEACHER, hidden_size=40)
+    with pytest.raises(ConfigError, match=r"another teacher than the run's[\s\S]*40 channels"):
+        again.learn_from([teacher("mlm", tok, wide)])
+
+
+def test_a_copy_or_a_pickle_knows_by_itself_whether_it_was_loaded(tok: Tokenizer) -> None:
+    made = student("mlm", tok, RESPONSE)
+    made.configure_model()
+    again = pickle.loads(pickle.dumps(made))
+    again.load_state_dict(made.state_dict())
+    assert again._has_weights and not made._has_weights
+
+
 def test_projections_are_drawn_from_the_seed_alone(tok: Tokenizer) -> None:
     states = []
     for noise in (0, 100):
@@ -232,8 +317,12 @@ def test_half_precision_runs(tok: Tokenizer) -> None:
 
 def test_an_adapted_head_is_called_and_not_bypassed(tok: Tokenizer) -> None:
     """Whoever wraps the vocabulary matrix gets the same loss and gradients."""
-    config = BackboneConfig(hidden_size=24, num_layers=1, num_heads=2, tie="untied")
-    plain, wrapped = (taught("clm", tok, RESPONSE, config) for _ in range(2))
+    config = BackboneConfig(hidden_size=24, num_layers=1, num_heads=2, tie="untied", logit_scale=0.3, init_std=0.5)
+    two = tuple(TeacherConfig(run="x", weight=weight) for weight in (1.0, 3.0))
+    plain, wrapped = (student("clm", tok, RESPONSE, config, teachers=two) for _ in range(2))
+    for made in (plain, wrapped):
+        seed_everything(0, verbose=False)
+        made.learn_from([teacher("clm", tok, seed=seed) for seed in (1, 2)])
     batch = batches(plain, tok)[0]
 
     class Wrapped(torch.nn.Linear):
@@ -254,12 +343,15 @@ def test_an_adapted_head_is_called_and_not_bypassed(tok: Tokenizer) -> None:
         ({"student": ObjectiveConfig(objective="lmlab.objectives.mlm.MLN")}, "does not exist"),
         ({"student": ObjectiveConfig(objective="lmlab.objectives.mlm.MLM", settings={"lenght": 16})}, "no setting 'lenght'"),
         ({"student": ObjectiveConfig(objective="os.path.join")}, "not allowed"),
+        ({"student": ObjectiveConfig(objective="lmlab.objectives.recurrent_lm.RecurrentLM")}, "inside another objective"),
+        ({"student": ObjectiveConfig(objective="lmlab.objectives.contrastive.Contrastive", settings=NEIGHBOURS)}, "what predicts tokens"),
         ({"teachers": ()}, "nobody to learn from"),
         ({"teachers": (TeacherConfig(run="a", weight=2.0),)}, "only teacher has no effect"),
         ({"teachers": (TeacherConfig(run="a", lends=(1,)), TeacherConfig(run="b", lends=(1,)))}, "start from one teacher"),
         ({"teachers": (TeacherConfig(run="a"), TeacherConfig(run="b")), "loss": FEATURES}, "no say"),
         ({"on_policy": OnPolicyConfig()}, "does not continue texts"),
         ({"student": described("clm"), "on_policy": OnPolicyConfig(prompt_length=16)}, "keep fewer"),
+        ({"student": described("clm"), "on_policy": OnPolicyConfig(prompt_length=4, share=1.0)}, "never sees a label"),
         ({"student": described("clm"), "on_policy": OnPolicyConfig(prompt_length=4), "loss": FEATURES}, "needs the teacher's answers"),
     ],
 )  # fmt: skip

@@ -97,6 +97,8 @@ def test_a_zero_vector_has_no_direction_and_no_infinite_slope() -> None:
         (lambda: DistillationLoss(labels=0.0), "nothing is asked of the teacher"),
         (lambda: DistillationLoss(labels=-1.0, response=ResponseConfig()), "not negative"),
         (lambda: ResponseConfig(weight=0.0), "set a positive number"),
+        (lambda: ResponseConfig(weight=math.inf), "set a positive number"),
+        (lambda: DistillationLoss(labels=math.inf, response=ResponseConfig()), "finite"),
     ],
 )
 def test_weights_without_effect_are_refused(make, why: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmlab.backbones import BackboneConfig, Encoder
+from lmlab.backbones import BackboneConfig, Encoder, EncoderDecoder
 from lmlab.errors import ConfigError
 from lmlab.objectives.layer_map import FeatureMatch, check_map, check_names
 
@@ -25,6 +25,7 @@ HIDDEN: dict[str, Any] = {"feature": "hidden", "loss": "mse", "teacher": -1, "st
         ({"student": -2}, "counted from 1"),
         ({"feature": "embedding"}, "a network has one embedding"),
         ({"weight": 0.0}, "set a positive number"),
+        ({"weight": float("inf")}, "set a positive number"),
         ({"feature": "scores", "projection": "linear"}, "no width"),
         ({"feature": "scores", "rows": "first"}, "between all tokens"),
         ({"relation_heads": 4}, "cut into heads"),
@@ -64,6 +65,16 @@ def network(**given: Any) -> Encoder:
 def test_a_map_the_networks_do_not_have_is_refused(line: dict[str, Any], student: dict[str, Any], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         check_map([FeatureMatch(**line)], network(num_layers=3), network(**student))
+
+
+@pytest.mark.parametrize("line", [{"teacher": 1}, {"student": 2}, {"teacher": 2, "student": 3}])
+def test_a_layer_of_an_encoder_does_not_resemble_one_of_a_decoder(line: dict[str, Any]) -> None:
+    teacher, student = (EncoderDecoder(BackboneConfig(hidden_size=24, num_layers=n, num_heads=4), 30, 0) for n in (3, 2))
+    check_map(
+        [FeatureMatch(**HIDDEN | {"teacher": 3, "student": 2}), FeatureMatch(**HIDDEN | {"teacher": 4, "student": 3})], teacher, student
+    )
+    with pytest.raises(ConfigError, match="encoder cannot be compared with one of a decoder"):
+        check_map([FeatureMatch(**HIDDEN | line)], teacher, student)
 
 
 def test_a_map_may_join_other_widths_and_heads() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import islice
+from math import inf
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from tests.objectives.toy import LENGTH, Toy, tokenizer
 
 KEEP = 6
 ALWAYS = OnPolicyConfig(share=1.0, prompt_length=KEEP)
-LOSS = DistillationLoss(response=ResponseConfig())
+LOSS = DistillationLoss(labels=0.0, response=ResponseConfig())
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_the_loss_is_the_mean_divergence_on_written_tokens_without_gradient_thro
 @pytest.mark.parametrize("keep", [1, KEEP, LENGTH - 1])
 def test_flops_are_those_torch_counts_writing_included(keep: int, tok: Tokenizer) -> None:
     policy = OnPolicyConfig(share=1.0, prompt_length=keep)
-    made = taught("clm", tok, EVERYTHING, on_policy=policy)
+    made = taught("clm", tok, dataclasses.replace(EVERYTHING, labels=0.0), on_policy=policy)
     stamped = windows(made, tok, 1)[0]
     batch = {key: value for key, value in stamped.items() if key != "window"}
     [one] = made.passes(batch, Step(stamped["window"], batch["counts"], 1, lambda x: x))
@@ -137,7 +139,7 @@ def test_both_kinds_of_steps_are_taken_whatever_the_micro_batch(tok: Tokenizer, 
     weights = []
     for micro in (8, 2):
         kinds.clear()
-        made = taught("clm", tok, LOSS, on_policy=OnPolicyConfig(share=0.4, prompt_length=KEEP))
+        made = taught("clm", tok, dataclasses.replace(LOSS, labels=1.0), on_policy=OnPolicyConfig(share=0.4, prompt_length=KEEP))
         fit(made, tok, micro, steps=6)
         assert set(kinds) == {True, False}
         weights.append({k: v.clone() for k, v in made.state_dict().items()})
@@ -153,7 +155,7 @@ def test_dropout_rests_while_writing_and_returns(tok: Tokenizer) -> None:
     assert torch.equal(first, second) and made.student.training and made.student.backbone.training  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("settings", [{"share": 0.0}, {"share": 1.5}, {"prompt_length": 0}, {"temperature": 0.0}])
+@pytest.mark.parametrize("settings", [{"share": 0.0}, {"share": 1.5}, {"prompt_length": 0}, {"temperature": 0.0}, {"temperature": inf}])
 def test_impossible_policies_are_refused(settings: dict[str, Any]) -> None:
     seed_everything(0, verbose=False)
     with pytest.raises(ConfigError):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from lmlab.backbones import BackboneConfig
+from lmlab.backbones import BackboneConfig, RecurrentConfig
 from lmlab.checkpoint import write_checkpoint
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.objectives.base import Objective
@@ -18,12 +18,17 @@ from lmlab.objectives.distillation import Distillation
 from lmlab.objectives.distillation_losses import DistillationLoss, ResponseConfig
 from lmlab.objectives.layer_map import FeatureMatch
 from lmlab.objectives.mlm import MLM
+from lmlab.objectives.nested import ObjectiveConfig
+from lmlab.objectives.ngram import NGram
+from lmlab.objectives.nsp import NextSentence
+from lmlab.objectives.recurrent_lm import RecurrentLM
 from lmlab.objectives.teachers import TeacherConfig, read_teacher
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 from tests.objectives.teaching import KINDS, STUDENT, TEACHER, batches, described, student, taught, teacher
 from tests.objectives.toy import LENGTH, TEXT, tokenizer
 
 RESPONSE = DistillationLoss(response=ResponseConfig())
+GPT2 = b'{"model_type": "gpt2", "vocab_size": 300, "n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 32}'
 HIDDEN = DistillationLoss(features=(FeatureMatch(feature="hidden", teacher=-1, student=-1, loss="mse", projection="linear"),))
 
 
@@ -82,6 +87,41 @@ def test_answers_to_another_question_are_refused(theirs: str, ours: str, tok: To
         student(ours, tok, RESPONSE).learn_from([teacher(theirs, tok)])
 
 
+def pairs(tok: Tokenizer) -> NextSentence:
+    made = NextSentence(tok, dataclasses.replace(TEACHER, num_segments=2), length=LENGTH)
+    made.configure_model()
+    return made
+
+
+def test_a_teacher_of_blocks_is_refused_by_a_student_of_pairs(tok: Tokenizer) -> None:
+    task = ObjectiveConfig(objective="lmlab.objectives.nsp.NextSentence", settings={"length": LENGTH})
+    segments = dataclasses.replace(STUDENT, num_segments=2)
+    made = Distillation(tok, segments, student=task, teachers=(TeacherConfig(run="x"),), loss=RESPONSE)
+    with pytest.raises(ConfigError, match=r"two sentences of a pair[\s\S]*0 segments"):
+        made.learn_from([teacher("mlm", tok)])
+    blocks = student("mlm", tok, RESPONSE)
+    for one, parts in ((made, {"mlm", "nsp", "response"}), (blocks, {"mlm", "response"})):
+        one.learn_from([pairs(tok)])
+        assert one(batches(one, tok)[0]).parts.keys() == parts
+
+
+def test_an_ngram_model_has_nothing_to_show(tok: Tokenizer, tmp_path: Path) -> None:
+    made = NGram(tok, length=LENGTH)
+    made.configure_model()
+    with pytest.raises(ConfigError, match=r"cannot teach[\s\S]*NGram, which does not predict tokens from hidden states"):
+        read_teacher(TeacherConfig(run=saved(made, tmp_path / "t.ckpt")), tok, "teachers[0]")
+
+
+def test_a_recurrent_teacher_answers_and_lends_nothing(tok: Tokenizer) -> None:
+    guide = RecurrentLM(tok, RecurrentConfig(hidden_size=16, num_layers=1), length=LENGTH)
+    guide.configure_model()
+    made = student("clm", tok, RESPONSE)
+    made.learn_from([guide])
+    assert made(batches(made, tok)[0]).parts["response"].sum > 0
+    with pytest.raises(ConfigError, match=r"no layers of attention[\s\S]*teachers\[0\].lends"):
+        student("clm", tok, RESPONSE, teachers=(TeacherConfig(run="x", lends=(1, 2)),)).learn_from([guide])
+
+
 def test_a_causal_teacher_may_show_a_masked_student_its_states(tok: Tokenizer) -> None:
     made = student("mlm", tok, HIDDEN)
     made.learn_from([teacher("clm", tok)])
@@ -103,10 +143,21 @@ def test_a_teacher_with_too_few_positions_is_refused(tok: Tokenizer) -> None:
         made.learn_from([short])
 
 
+def test_a_teacher_that_learned_positions_reads_rows_of_its_own_length(tok: Tokenizer) -> None:
+    """In span corruption these are shorter than the text they are made of."""
+    config = BackboneConfig(hidden_size=32, num_layers=1, num_heads=2, position="learned", max_length=LENGTH)
+    made = student("span_corruption", tok, RESPONSE)
+    assert made._student_feed.length > LENGTH
+    made.learn_from([teacher("span_corruption", tok, config)])
+    made(batches(made, tok)[0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_starts_from_the_layers_it_is_lent(kind: str, tok: Tokenizer) -> None:
     guide = teacher(kind, tok)
-    config = dataclasses.replace(TEACHER, num_layers=2, num_decoder_layers=1 if kind == "span_corruption" else None, dropout=0.1)
+    config = dataclasses.replace(
+        TEACHER, num_layers=2, num_decoder_layers=1 if kind == "span_corruption" else None, dropout=0.1, max_length=99
+    )
     layers = (1, 3, 5) if kind == "span_corruption" else (1, 3)
     made = student(kind, tok, RESPONSE, config, teachers=(TeacherConfig(run="x", lends=layers),))
     made.learn_from([guide])
@@ -147,12 +198,42 @@ def test_layers_of_another_make_are_refused(layers: tuple[int, ...], config: dic
         made.learn_from([teacher("mlm", tok)])
 
 
+def test_a_head_that_is_not_there_is_not_left_at_random(tok: Tokenizer) -> None:
+    config = dataclasses.replace(TEACHER, head_bias=True)
+    guide, made = teacher("mlm", tok, config), student("mlm", tok, RESPONSE, config, teachers=(TeacherConfig(run="x", lends=(1, 2, 3)),))
+    guide.head.output_bias = None
+    with pytest.raises(ConfigError, match=r"has no head.output_bias"):
+        made.learn_from([guide])
+
+
+@pytest.mark.parametrize(
+    ("files", "checkpoint", "error", "why"),
+    [
+        ({"config.json": b"{oops"}, None, CheckpointError, "config.json in model is broken"),
+        ({"config.json": b"{}"}, None, ConfigError, "model type 'None'"),
+        ({"config.json": GPT2, "model.safetensors": b"garbage"}, None, CheckpointError, "weights in model are broken"),
+        ({"config.json": GPT2, "pytorch_model.bin": b""}, None, CheckpointError, "no .safetensors"),
+        ({"config.json": GPT2}, "best", ConfigError, "no checkpoint to choose"),
+    ],
+)
+def test_a_broken_hugging_face_folder_is_named(
+    files: dict[str, bytes], checkpoint: str | None, error: type[Exception], why: str, tok: Tokenizer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tok.save(folder)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    with pytest.raises(error, match=why):
+        read_teacher(TeacherConfig(run=str(folder), checkpoint=checkpoint), tok, "teachers[0]")
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_a_hugging_face_folder_teaches(family: str, tok: Tokenizer, tmp_path: Path) -> None:
+def test_a_hugging_face_folder_teaches(family: str, tok: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
     seed_everything(0, verbose=False)
     tok.save(tmp_path)
-    size = tok.vocab_size if family == "bert" else tok.vocab_size - 3  # a vocabulary that lacks the last tokens
+    size = tok.vocab_size + (5 if family == "bert" else -3)  # a vocabulary that is longer, or lacks the last tokens
     if family == "bert":
         config = transformers.BertConfig(
             vocab_size=size, hidden_size=24, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40, initializer_range=0.3
@@ -164,15 +245,20 @@ def test_a_hugging_face_folder_teaches(family: str, tok: Tokenizer, tmp_path: Pa
         )
     model.eval().save_pretrained(tmp_path, safe_serialization=True)
     kind = "mlm" if family == "bert" else "clm"
-    made = student(kind, tok, RESPONSE, teachers=(TeacherConfig(run=str(tmp_path)),))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    made = student(kind, tok, RESPONSE, teachers=(TeacherConfig(run=f"~/{tmp_path.name}"),))
     made.setup("fit")
-    batch = {key: value % size if key == "input_ids" else value for key, value in batches(made, tok, size=8)[0].items()}
+    known = min(size, tok.vocab_size)
+    batch = {key: value % known if key == "input_ids" else value for key, value in batches(made, tok, size=8)[0].items()}
     batch = {key: value for key, value in batch.items() if key not in ("document_ids", "position_ids")}
     guide = made.teachers[0].module  # type: ignore[union-attr]
     with torch.no_grad():
         wanted = model(input_ids=batch["input_ids"]).logits
         found = guide.head(guide.states(batch))
-    torch.testing.assert_close(found[..., :size], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[..., :known], wanted[..., :known], rtol=1e-4, atol=1e-4)
+    unknown = wanted.mean(-1, keepdim=True).expand_as(found[..., known:])  # the mean embedding has the mean score
+    torch.testing.assert_close(found[..., known:], unknown, rtol=1e-4, atol=1e-4)
+    assert not guide.training and found.shape[-1] == tok.vocab_size
     made(batch).total(batch["counts"]).backward()
     other = student(
         kind, Tokenizer.train([TEXT] * 3, TokenizerConfig(vocab_size=290, num_sentinels=8)), RESPONSE, teachers=made.teacher_configs
