@@ -234,15 +234,18 @@ class Objective(Recorded, LightningModule, ABC):
             # `step` is what loggers plot against: steps done, counted from 1
             self.log("step", float(self.trainer.global_step))
             self.log("train/learning_rate", self._optimizer.param_groups[0]["lr"])
-            self.log_training(means)
+            here = {f"train/{name}": value for name, value in means.items() if self.is_of_some_steps(name)}
+            self.log_dict({f"train/{name}": value for name, value in means.items() if f"train/{name}" not in here})
+            for logger in self.trainer.loggers if here else ():  # directly: Lightning repeats what is not logged anew
+                logger.log_metrics(here, step=self.trainer.global_step)
 
-    def log_training(self, means: dict[str, float]) -> None:
-        """Logs the means of a step under `train/`. Lightning repeats what is not logged anew; where that would be wrong, override this.
+    def is_of_some_steps(self, name: str) -> bool:
+        """Whether a part or monitor is of some training steps only; in the others it has no value.
 
         Args:
-            means: By name.
+            name: As in `Losses`.
         """
-        self.log_dict({f"train/{name}": value for name, value in means.items()})
+        return False
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation means."""

@@ -234,6 +234,10 @@ class Distillation(Objective):
 
         return [on_own_text]
 
+    def is_of_some_steps(self, name: str) -> bool:
+        """What is of labels, which the student's own text has none of."""
+        return self.on_policy is not None and name not in ("loss", RESPONSE, *(match.name for match in self.loss.features))
+
     def summary(self, means: Means) -> Means:
         """As the student does."""
         return self.student.summary(means)

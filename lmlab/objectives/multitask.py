@@ -266,15 +266,9 @@ class Multitask(Objective):
                 for parameter in (*self.child(task).parameters(), *self.weights.parameters_of(task)):
                     parameter.grad = None
 
-    def log_training(self, means: dict[str, float]) -> None:
-        """Logs the means of a step; where a step has one task, those of the others are not logged with it."""
-        if self.sampling.regime == "all":
-            super().log_training(means)
-            return
-        of_task = {name: value for name, value in means.items() if name.partition("/")[0] in self.task_configs}
-        super().log_training({name: value for name, value in means.items() if name not in of_task})
-        for logger in self.trainer.loggers:  # given to them directly: `log` would repeat the last value in the steps of other tasks
-            logger.log_metrics({f"train/{name}": value for name, value in of_task.items()}, step=self.trainer.global_step)
+    def is_of_some_steps(self, name: str) -> bool:
+        """What is of a task, where a step has one task."""
+        return self.sampling.regime != "all" and name.partition("/")[0] in self.task_configs
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the factors were found from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -69,9 +70,10 @@ def same(place: Place, first: str, second: str) -> bool:
     return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], rtol=FLOAT_NOISE, atol=FLOAT_NOISE) for k in a)
 
 
-def test_a_students_run_stands_alone(taught: Place) -> None:
+def test_a_students_run_stands_alone(taught: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """No trace of the teacher in the checkpoint; with its run gone, the student still writes."""
-    start(taught.settings("student", name="student", objective="on_policy", steps=6))
+    monkeypatch.setitem(one_run.OBJECTIVES, "on_policy", taught_run.STUDENTS["on_policy"])
+    one_run.main(taught.settings("student", name="student", objective="on_policy", steps=6, log_every=1))
     run, guide = find_run("student"), find_run("guide")
     content = read_checkpoint(next(iter(run.steps().values())))
     alone = content["state_dict"].keys()
@@ -84,6 +86,10 @@ def test_a_students_run_stands_alone(taught: Place) -> None:
         assert isinstance(student.product.generate(["The"])[0], str)
     finally:
         shutil.move(hidden, guide.path)
+    with run.metrics_path.open(encoding="utf-8") as file:
+        logged = [row for row in csv.DictReader(file) if row["train/loss"]]
+    assert {bool(row["train/clm"]) for row in logged} == {True, False}, "a step on the student's own text has no loss of labels"
+    assert all(row["train/response"] for row in logged)
     spent = Record.load(run.record_path).spent
     assert spent["flops"] > Record.load(find_run("guide").record_path).spent["flops"] * 6 / 4, "teacher and writing are counted"
     assert Record.load(run.record_path).num_parameters == sum(p.numel() for p in student.parameters())
