@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -72,11 +73,14 @@ def effective_rank(mean: Tensor, mean_product: Tensor) -> float:
         mean_product: (D, D) float64, of their outer products.
 
     Returns:
-        From 1 (all on one line) to D (alike in every direction); NaN if the vectors do not differ.
+        From 1 (all on one line) to D (alike in every direction); NaN if the vectors do not differ, or are not finite.
 
     Source: Roy & Vetterli 2007, "The Effective Rank: A Measure of Effective Dimensionality", definition 1.
     """
-    spread = torch.linalg.svdvals(mean_product - torch.outer(mean, mean))
+    covariance = mean_product - torch.outer(mean, mean)
+    if not covariance.isfinite().all():  # of a diverged network, which the decomposition would stumble over
+        return math.nan
+    spread = torch.linalg.svdvals(covariance)
     share = spread / spread.sum()
     return torch.special.entr(share).sum().exp().item()
 

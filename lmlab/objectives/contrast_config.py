@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -51,11 +52,12 @@ class ContrastConfig:
         check_choices(self)
         lowest = 1 / LARGEST_SCALE
         fits = self.temperature >= lowest if self.temperature_kind == "learned" else self.temperature > 0
-        require(fits, self, "temperature", f"it is positive, and a learned one at least {lowest}", "0.05 is SimCSE's")
+        rule = f"it is positive and finite, and a learned one at least {lowest}"
+        require(fits and self.temperature < math.inf, self, "temperature", rule, "0.05 is SimCSE's")
         require(0 < self.dup_rate <= 1, self, "dup_rate", "it is a share of the tokens", "0.32 is ESimCSE's")
-        require(self.hard_negative_weight > 0, self, "hard_negative_weight", "a weight is positive", "1 counts it as any other")
+        require(0 < self.hard_negative_weight < math.inf, self, "hard_negative_weight", "it is positive and finite", "1 counts it once")
         require(self.min_tokens is None or self.min_tokens >= 1, self, "min_tokens", "a sentence has a token", "1 keeps all sentences")
-        require(self.mlm_weight >= 0, self, "mlm_weight", "a weight is not negative", "0 for none; SimCSE tries 0.1")
+        require(0 <= self.mlm_weight < math.inf, self, "mlm_weight", "it is finite and not negative", "0 for none; SimCSE tries 0.1")
         require(0 < self.mask_prob < 1, self, "mask_prob", "a masking rate lies between 0 and 1", "0.15 is BERT's")
         self._needs("dup_rate", self.positives == "word_repetition", "set positives to word_repetition")
         self._needs("hard_negative_weight", self.hard_negatives != "none", "set hard_negatives to labelled")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -24,7 +26,7 @@ from lmlab.nn.pooling import pool
 from lmlab.nn.vector_quality import effective_rank, moments, potentials, squared_distances
 from lmlab.objectives.base import Objective
 from lmlab.objectives.contrast_config import ContrastConfig
-from lmlab.objectives.embedding import embed_rows, rows_of_texts
+from lmlab.objectives.embedding import ROWS, embed_rows, nearest, rows_of_texts
 from lmlab.objectives.grad_cache import VectorObjective
 from lmlab.objectives.mlm import MLM, READ
 from lmlab.objectives.nested import build_on
@@ -218,20 +220,21 @@ class Contrastive(VectorObjective):
         return super().losses(batch) if self.training else self._measured(batch)
 
     def _measured(self, batch: Batch) -> Losses:
+        views = batch["texts"].shape[1]
+        chunks = self.chunks(batch, max(ROWS // views, 1))  # an evaluation has no passes, and its batch may be a large one
+        with with_dropout(self.backbone, EVAL_SEED) if self.contrast.positives == "dropout" else nullcontext():
+            pooled = torch.cat([self.pooled(some) for some in chunks])
+        first = pooled[::views]
         if self.contrast.positives == "dropout":
-            with with_dropout(self.backbone, EVAL_SEED):
-                pooled = self.pooled(batch)
-            still = {key: batch[key][:: batch["texts"].shape[1]] for key in ("input_ids", *READ) if key in batch}
-            first = self.resting(self.pooled(still))
-        else:
-            pooled = self.pooled(batch)
-            first = self.resting(pooled)[:: batch["texts"].shape[1]]
+            still = [{key: some[key][::views] for key in ("input_ids", *READ) if key in some} for some in chunks]
+            first = torch.cat([self.pooled(some) for some in still])
         compared = self.compare(self._projected(pooled).unflatten(0, batch["texts"].shape), batch)
-        other, views = self.beside(batch), self.resting(pooled).unflatten(0, batch["texts"].shape)
+        other = reduce(_added, [self.beside(some) for some in chunks])
+        pairs, alone = self.resting(pooled).unflatten(0, batch["texts"].shape), self.resting(first)
         count = batch["counts"]["contrastive"]
-        spread, sums = potentials(first), moments(first)
+        spread, sums = potentials(alone), moments(alone)
         monitors = {
-            "alignment": Part(squared_distances(views[:, 0], views[:, 1]).sum(), count),
+            "alignment": Part(squared_distances(pairs[:, 0], pairs[:, 1]).sum(), count),
             "uniformity": Part(spread.sum(), torch.full_like(count, len(spread))),
             "mean_vector": Part(sums.first, count),
             "mean_product": Part(sums.second, count),
@@ -275,17 +278,10 @@ class Contrastive(VectorObjective):
         prefix, suffix = self._specials
         vectors = self._embed([[*prefix, *row, *suffix] for row in rows])
         texts = [" ".join(self.tokenizer.decode(list(row)).split()) for row in rows]
-        asked = range(0, len(rows), max(self.texts_per_sample, 1))
-        samples = []
-        for query in asked:
-            cosines = (vectors @ vectors[query]).index_fill(0, torch.tensor([query]), -torch.inf)
-            nearest = cosines.topk(min(SHOWN_NEIGHBOURS, len(rows) - 1))
-            found = [
-                Piece(text=texts[i], by="search", cosine=cosine)
-                for cosine, i in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True)
-            ]
-            samples.append(Sample(step=step, pieces=(Piece(text=texts[query]), *found)))
-        return samples
+        return [
+            Sample(step=step, pieces=(Piece(text=texts[query]), *nearest(query, vectors, texts, SHOWN_NEIGHBOURS)))
+            for query in range(0, len(rows), max(self.texts_per_sample, 1))
+        ]
 
     def flops(self, batch: Batch) -> int:
         """Three times the forward pass of all views, of the comparison with the candidates of all ranks, and of what is beside."""
@@ -297,3 +293,12 @@ class Contrastive(VectorObjective):
         if self.projector is not None:
             forward += 2 * rows * width**2
         return 3 * forward + (self.mlm.flops(batch["mlm"]) if self.mlm is not None else 0)
+
+
+def _added(a: Losses, b: Losses) -> Losses:
+    """The losses of two chunks, which have the same parts, together."""
+
+    def both(x: dict[str, Part], y: dict[str, Part]) -> dict[str, Part]:
+        return {name: part._replace(sum=part.sum + y[name].sum, count=part.count + y[name].count) for name, part in x.items()}
+
+    return Losses(both(a.parts, b.parts), both(a.monitors, b.monitors))

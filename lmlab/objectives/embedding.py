@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lmlab.nn.evaluation import evaluating
 from lmlab.objectives.base import Objective
+from lmlab.run.samples import Piece
 
 ROWS = 64
 """Texts in one forward pass."""
@@ -54,3 +55,20 @@ def rows_of_texts(objective: Objective, texts: Sequence[str], length: int, prefi
     """
     room = length - len(prefix) - len(suffix)
     return [[*prefix, *ids[:room], *suffix] for ids in map(objective.tokenizer.encode, texts)]
+
+
+def nearest(query: int, vectors: Tensor, texts: list[str], most: int) -> list[Piece]:
+    """The texts that are most like one of them.
+
+    Args:
+        query: Which one; it is not among them.
+        vectors: (N, D) of length 1.
+        texts: What they are of.
+        most: How many to find; fewer if there are not so many others.
+
+    Returns:
+        The nearest first, each with its cosine.
+    """
+    cosines = (vectors @ vectors[query]).index_fill(0, torch.tensor([query]), -torch.inf)
+    found = cosines.topk(min(most, len(texts) - 1))
+    return [Piece(text=texts[i], by="search", cosine=c) for c, i in zip(found.values.tolist(), found.indices.tolist(), strict=True)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmlab.backbones.single import SingleStackBackbone
 from lmlab.data.batch import Feed
-from lmlab.errors import ConfigError
+from lmlab.errors import ConfigError, DataError
 from lmlab.nn.pooling import pool
 from lmlab.objectives.base import Objective
 from lmlab.objectives.contrastive import Contrastive
@@ -27,7 +27,16 @@ def text_vectors(objective: Objective, texts: Sequence[str]) -> Tensor:
 
     Raises:
         ConfigError: If it has no such network.
+        DataError: If its vectors are not finite numbers.
     """
+    vectors = _vectors(objective, texts)
+    if not vectors.isfinite().all():
+        why = "the network has diverged"
+        raise DataError("the vectors are not finite numbers", where="embed", why=why, remedy="take an earlier checkpoint of the run")
+    return vectors
+
+
+def _vectors(objective: Objective, texts: Sequence[str]) -> Tensor:
     objective = next((product for product in objective.products if isinstance(product, Contrastive)), objective.products[0])
     if isinstance(objective, Contrastive):
         return objective.embed(texts)

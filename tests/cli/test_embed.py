@@ -19,6 +19,7 @@ from tests.objectives.sentence_toy import contrastive
 from tests.objectives.toy import tokenizer
 
 TEXTS = ["The quick fox", "A lazy dog sleeps", "狐"]
+LINES = ["\x0cA page", *TEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,15 @@ def test_a_few_texts_are_compared_in_a_table(run: str, capsys: pytest.CaptureFix
 
 
 def test_files_hold_the_vectors(run: str, tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("\n".join(["", *TEXTS, " "]), encoding="utf-8")
-    expected = lmlab.load(run).embed(TEXTS).numpy()  # type: ignore[operator]
+    """One for each line; a byte order mark is none of it, a form feed is not the end of one."""
+    (tmp_path / "in.txt").write_bytes("\ufeff\r\n".encode() + "\r\n".join([*LINES, " "]).encode())
+    expected = lmlab.load(run).embed(LINES).numpy()  # type: ignore[operator]
     for name in ("v.npy", "v.jsonl", "fresh.npy"):
         fresh = ["--weights", "fresh"] if name == "fresh.npy" else []
         assert main(["embed", run, "--file", str(tmp_path / "in.txt"), "--output", str(tmp_path / name), *fresh]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
     rows = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["text"] for row in rows] == TEXTS
+    assert [row["text"] for row in rows] == LINES
     np.testing.assert_allclose([row["vector"] for row in rows], expected, rtol=1e-6)
     fresh = torch.from_numpy(np.load(tmp_path / "fresh.npy"))
     assert fresh.shape == expected.shape and (fresh - torch.from_numpy(expected)).abs().max() > 1e-2

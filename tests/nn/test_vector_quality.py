@@ -47,3 +47,5 @@ def test_effective_rank_at_its_ends() -> None:
     assert effective_rank(even.first / 6, even.second / 6) == pytest.approx(3)
     same = moments(torch.tensor([[1.0, 0], [1.0, 0]]))
     assert math.isnan(effective_rank(same.first / 2, same.second / 2))
+    gone = moments(torch.full((2, 3), torch.nan))
+    assert math.isnan(effective_rank(gone.first / 2, gone.second / 2)), "a diverged network does not stop its own validation"

@@ -16,6 +16,7 @@ from lmlab.backbones import BackboneConfig
 from lmlab.config import rebuild
 from lmlab.data.batch import Batch, Example
 from lmlab.data.corpus import TextCorpus
+from lmlab.data.loader import EVAL_SEED
 from lmlab.data.module import CorpusModule
 from lmlab.errors import ConfigError
 from lmlab.losses import Tally
@@ -71,8 +72,30 @@ def test_hard_negatives_are_those_of_equation_5(tok: Tokenizer, weight: float) -
             total += math.exp(float(h[i] @ plus[j]) / 0.05)
             total += (weight if i == j else 1.0) * math.exp(float(h[i] @ minus[j]) / 0.05)
         expected -= math.log(math.exp(float(h[i] @ plus[i]) / 0.05) / total)
-    part = made(batch).parts["contrastive"]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        part = made(batch).parts["contrastive"]
+        part.sum.backward()
     assert part.sum.item() == pytest.approx(expected, rel=1e-4) and part.count.item() == 4
+    assert made.flops(batch) == counter.get_total_flops()
+
+
+def test_whose_text_is_known_already_is_no_negative(tok: Tokenizer) -> None:
+    """Neither the anchor's own text, nor that of what it is to find, wherever they stand; one softmax at a time."""
+    made = contrastive(tok, positives="labelled", hard_negatives="labelled", temperature=0.5).train()
+    texts = torch.tensor([[1, 2, 3], [4, 5, 2], [6, 2, 1], [7, 8, 8]])
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.randn(4, 3, 6), dim=-1)
+    expected = 0.0
+    for i in range(4):
+        shares = {
+            (j, view): math.exp(2 * float(vectors[i, 0] @ vectors[j, view]))
+            for j in range(4)
+            for view in (1, 2)
+            if (j, view) == (i, 1) or texts[j, view] not in texts[i, :2]
+        }
+        expected -= math.log(shares[i, 1] / sum(shares.values()))
+    found = made.compare(vectors, {"texts": texts, "counts": {"contrastive": torch.tensor([4])}})
+    assert found.parts["contrastive"].sum.item() == pytest.approx(expected, rel=TOLERANCE)
 
 
 def test_two_dropout_views_of_a_text_are_equation_4(tok: Tokenizer) -> None:
@@ -131,16 +154,27 @@ def test_embedding_is_at_rest_in_the_middle_of_training(tok: Tokenizer) -> None:
 
 
 def test_validation_draws_the_same_views_every_time_and_leaves_no_trace(tok: Tokenizer) -> None:
-    made = contrastive(tok, dropout=0.3, positives="dropout").eval()
+    """Views, which the loss sees through the layer for training, are dropped out; what the evenness is of is not."""
+    made = contrastive(tok, dropout=0.3, positives="dropout", mlp="train").eval()
     batch, _ = stamped(made, tok)
-    state = torch.random.get_rng_state()
     first = made(batch)
     torch.manual_seed(5)
+    state = torch.random.get_rng_state()
     second = made(batch)
-    assert first.parts["contrastive"].sum == second.parts["contrastive"].sum > 0
-    torch.random.set_rng_state(state)
-    made(batch)
     assert torch.equal(torch.random.get_rng_state(), state) and not made.backbone.training
+    assert first.parts["contrastive"].sum == second.parts["contrastive"].sum
+    torch.manual_seed(EVAL_SEED)
+    pooled = made.train().pooled(batch).unflatten(0, (BATCH, 2))
+    assert made.projector is not None
+    h, plus = F.normalize(torch.tanh(made.projector(pooled)), dim=-1).unbind(1)
+    expected = F.cross_entropy(h @ plus.T / 0.05, torch.arange(BATCH), reduction="sum").item()
+    assert first.parts["contrastive"].sum.item() == pytest.approx(expected, rel=1e-4)
+    between = F.normalize(pooled, dim=-1)
+    expected = (between[:, 0] - between[:, 1]).square().sum().item()
+    assert first.monitors["alignment"].sum.item() == pytest.approx(expected, rel=1e-4)
+    still = F.normalize(made.eval().pooled(batch)[::2], dim=-1)
+    expected = (-2 * torch.pdist(still).square()).exp().sum().item()
+    assert first.monitors["uniformity"].sum.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_validation_metrics_are_those_of_the_vectors(tok: Tokenizer) -> None:
@@ -164,12 +198,36 @@ def test_validation_metrics_are_those_of_the_vectors(tok: Tokenizer) -> None:
     assert means["effective_rank"] == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
 
 
+def test_a_large_batch_is_measured_in_small_passes(tok: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation has no micro-batches, and would else need more memory than the training."""
+    for kind in ({"mlm_weight": 0.5}, {"positives": "neighbours", "mlm_weight": 0.5}, {"positives": "dropout", "dropout": 0.1}):
+        made = contrastive(tok, **kind).eval()
+        batch, _ = stamped(made, tok)
+        whole = made(batch)
+        monkeypatch.setattr("lmlab.objectives.contrastive.ROWS", 6)
+        sizes: list[int] = []
+        hook = made.backbone.register_forward_pre_hook(lambda module, args, sizes=sizes: sizes.append(len(args[0])))
+        cut = made(batch)
+        hook.remove()
+        monkeypatch.undo()
+        assert max(sizes) == 6
+        assert whole.parts.keys() == cut.parts.keys() and whole.monitors.keys() == cut.monitors.keys()
+        for name, part in (whole.parts | whole.monitors).items():
+            other = (cut.parts | cut.monitors)[name]
+            assert torch.equal(part.count, other.count)
+            if "dropout" not in kind or name in ("uniformity", "mean_vector"):  # the others see what is dropped
+                torch.testing.assert_close(part.sum, other.sum, rtol=1e-4, atol=1e-5)
+
+
 def test_a_learned_temperature_moves_and_stays_in_its_range(tok: Tokenizer) -> None:
     made = contrastive(tok, temperature_kind="learned", temperature=0.01).train()
     assert made.logit_scale is not None and made.logit_scale.shape == (1,)
+    batch, step = stamped(made, tok)
+    coldest = made.eval()(batch)
     with torch.no_grad():
         made.logit_scale += 3  # as a step too far would
-    batch, step = stamped(made, tok)
+    assert made(batch).parts["contrastive"].sum == coldest.parts["contrastive"].sum and "temperature" not in coldest.monitors
+    made.train()
     found = gradients(made, batch, step)
     assert made.logit_scale.item() == pytest.approx(math.log(100)) and found["logit_scale"].any()
     weights = fitted(contrastive(tok, temperature_kind="learned"), tok, BATCH)
@@ -236,15 +294,28 @@ def test_samples_are_nearest_neighbours(tok: Tokenizer) -> None:
     view = Blocks(made.feed(), tok)
     made.texts_per_sample = 10  # type: ignore[misc]
     examples = [view[i] for i in range(30)]
-    samples = made.samples(examples, step=4)
-    assert len(samples) == 3 and samples == made.samples(examples, step=4)
-    query, *found = samples[1].pieces
-    assert [p.by for p in (query, *found)] == ["corpus", "search", "search", "search"]
-    rows = [e.input_ids.tolist() for e in examples]
+    samples = made.samples([examples[3], *examples, examples[5]], step=4)  # what is there twice would be nearest to itself
+    rows = [e.input_ids.tolist() for e in (examples[3], *examples[:3], *examples[4:])]
     vectors = torch.cat([F.normalize(made.pooled({"input_ids": torch.tensor([row])}), dim=-1) for row in rows])
-    cosines = (vectors @ vectors[10]).tolist()
-    expected = sorted((c for i, c in enumerate(cosines) if i != 10), reverse=True)[:3]
-    assert [p.cosine for p in found] == pytest.approx(expected, abs=1e-4)
+    assert len(samples) == 3
+    for sample, asked in zip(samples, (0, 10, 20), strict=True):
+        query, *found = sample.pieces
+        assert [p.by for p in (query, *found)] == ["corpus", "search", "search", "search"]
+        assert query.text == " ".join(tok.decode(rows[asked]).split())
+        cosines = (vectors @ vectors[asked]).tolist()
+        expected = sorted(((c, i) for i, c in enumerate(cosines) if i != asked), reverse=True)[:3]
+        assert [p.cosine for p in found] == pytest.approx([c for c, _ in expected], abs=1e-4)
+        assert [p.text for p in found] == [" ".join(tok.decode(rows[i]).split()) for _, i in expected]
+
+
+def test_of_neighbours_the_first_is_looked_for(tok: Tokenizer) -> None:
+    made = contrastive(tok, positives="neighbours").eval()
+    view = Blocks(made.feed(), tok)
+    examples = [view[i] for i in range(2)]
+    second = [int((e.extra or {})["second_start"]) for e in examples]
+    [sample] = made.samples(examples, step=0)
+    firsts = [" ".join(tok.decode(e.input_ids[1 : s - 1].tolist()).split()) for e, s in zip(examples, second, strict=True)]
+    assert [p.text for p in sample.pieces] == firsts
 
 
 @pytest.mark.parametrize(
@@ -260,6 +331,12 @@ def test_samples_are_nearest_neighbours(tok: Tokenizer) -> None:
         ({"positives": "neighbours", "hard_negative_weight": 2.0}, "nothing reads it"),
         ({"positives": "neighbours", "hard_negatives": "labelled"}, "come from labelled data"),
         ({"positives": "neighbours", "temperature": 0.0}, "temperature"),
+        ({"positives": "neighbours", "temperature": math.inf}, "positive and finite"),
+        ({"positives": "neighbours", "mlm_weight": math.inf}, "finite and not negative"),
+        ({"positives": "neighbours", "mlm_weight": -1.0}, "finite and not negative"),
+        ({"positives": "neighbours", "mlm_weight": 1.0, "mask_prob": 1.0}, "between 0 and 1"),
+        ({"positives": "word_repetition", "dup_rate": 1.5}, "a share of the tokens"),
+        ({"positives": "labelled", "hard_negatives": "labelled", "hard_negative_weight": 0.0}, "positive and finite"),
         ({"positives": "neighbours", "temperature": 0.001, "temperature_kind": "learned"}, "at least 0.01"),
     ],
 )

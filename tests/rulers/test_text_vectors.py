@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmlab.errors import ConfigError
+from lmlab.errors import ConfigError, DataError
 from lmlab.rulers.text_vectors import text_vectors
 from tests.objectives.sentence_toy import contrastive
 from tests.objectives.toy import LENGTH, objective, tokenizer
@@ -38,4 +38,13 @@ def test_what_reads_two_texts_has_none() -> None:
     made = objective("span_corruption", TOK)
     made.configure_model()
     with pytest.raises(ConfigError, match="gives no vectors"):
+        text_vectors(made, TEXTS)
+
+
+def test_a_diverged_network_has_none() -> None:
+    """Ranks of what is not a number would look like the best."""
+    made = contrastive(TOK)
+    with torch.no_grad():
+        made.backbone.embedding.weight.fill_(torch.nan)
+    with pytest.raises(DataError, match="not finite"):
         text_vectors(made, TEXTS)

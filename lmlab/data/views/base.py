@@ -71,15 +71,15 @@ class View(ABC):
         return starts
 
 
-def too_short(store: TokenStore, why: str) -> DataError:
+def too_short(store: TokenStore, why: str, remedy: str = "use a longer text or a shorter length") -> DataError:
     """The error of a split that gives no example.
 
     Args:
         store: The split.
         why: What is missing.
+        remedy: What to do but hold out more.
     """
     split = store.header.split
-    remedy = "use a longer text or a shorter length"
     if split != "train":
         remedy += f", or hold out more: raise store.{split}_share (documents are held out whole)"
     return DataError(f"the {split} split is too short for this view", where=str(store.path), why=why, remedy=remedy)

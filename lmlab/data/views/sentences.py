@@ -61,7 +61,8 @@ class SentenceView(View):
         if feed.min_tokens > 1:
             self._kept = np.concatenate([first + np.flatnonzero(sizes >= feed.min_tokens) for first, sizes in self._sizes()])
         if self._kept is not None and not len(self._kept):
-            raise too_short(store, f"none of its {len(store.sentences)} sentences has {feed.min_tokens} tokens")
+            why = f"none of its {len(store.sentences)} sentences has {feed.min_tokens} tokens"
+            raise too_short(store, why, "use a longer text, or lower min_tokens")
 
     def __len__(self) -> int:
         """Number of sentences."""
