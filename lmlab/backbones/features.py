@@ -25,15 +25,16 @@ LAST = -1
 
 
 class AttentionFeatures(NamedTuple):
-    """What one self-attention works with, as it works with it: turned by rotary positions.
+    """What one self-attention works with.
 
     Args:
-        query: (B, T, H, K).
-        key: (B, T, G, K).
+        query: (B, T, H, K), not turned by positions yet.
+        key: (B, T, G, K), not turned by positions yet.
         value: (B, T, G, K).
         allowed: Broadcastable to (B, H, T, T) bool, True where attention is possible; None if it is everywhere.
         bias: Broadcastable to (B, H, T, T), what positions add to the scores; None for nothing.
         scale: Factor on the products.
+        rotary: What turns queries and keys; None for nothing.
     """
 
     query: Tensor
@@ -42,6 +43,7 @@ class AttentionFeatures(NamedTuple):
     allowed: Tensor | None
     bias: Tensor | None
     scale: float
+    rotary: Rotary | None = None
 
 
 @dataclass
@@ -140,11 +142,9 @@ def _attention_features(attention: Attention, parts: dict[int, Tensor], visible:
     lead = parts[0].shape[:2]
     shapes = (attention.query_shape, attention.key_shape, attention.key_shape)
     query, key, value = (parts[index].view(*lead, *shape) for index, shape in enumerate(shapes))
-    if rotary is not None:
-        query, key = rotate(query, rotary), rotate(key, rotary)
     scale, config = attention.config.scale, attention.config
     allowed, bias = _rules(visible, lead[0], lead[1], query.device)
-    return AttentionFeatures(query, key, value, allowed, bias, config.head_size**-0.5 if scale is None else scale)
+    return AttentionFeatures(query, key, value, allowed, bias, config.head_size**-0.5 if scale is None else scale, rotary)
 
 
 def _rules(visible: Visibility, size: int, length: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
@@ -170,16 +170,18 @@ def attention_scores(of: AttentionFeatures) -> Tensor:
     Returns:
         (B, H, T, T) float32 or wider.
     """
-    shared = of.query.shape[2] // of.key.shape[2]
-    key = of.key.repeat_interleave(shared, dim=2) if shared > 1 else of.key
-    scores = ((of.query * of.scale).transpose(1, 2) @ key.permute(0, 2, 3, 1)).to(torch.promote_types(of.query.dtype, torch.float32))
+    query, key = (of.query, of.key) if of.rotary is None else (rotate(of.query, of.rotary), rotate(of.key, of.rotary))
+    shared = query.shape[2] // key.shape[2]
+    key = key.repeat_interleave(shared, dim=2) if shared > 1 else key
+    scores = ((query * of.scale).transpose(1, 2) @ key.permute(0, 2, 3, 1)).to(torch.promote_types(query.dtype, torch.float32))
     return scores if of.bias is None else scores + of.bias
 
 
 def relation_scores(of: AttentionFeatures, num_heads: int) -> Iterator[Tensor]:
     """How similar the tokens of a row are to each other as queries, as keys, and as values, before the softmax.
 
-    The vectors of all heads are laid end to end and cut anew, so that networks with other numbers of heads can be compared.
+    The vectors of all heads are laid end to end and cut anew, so that networks with other numbers of heads can be compared. They are not
+    turned by rotary positions: a cut through the pairs that are turned together would leave relations that depend on where a text stands.
 
     Args:
         of: One self-attention.

@@ -37,7 +37,7 @@ class FeatureMatch:
     Args:
         feature: `hidden`, the states a layer puts out (the last one after the final norm); `embedding`, those that the first layer reads;
             `scores`, attention scores as they enter the softmax, where attention is possible; `relation`, similarities of queries, of
-            keys and of values within a row.
+            keys and of values within a row, before rotary positions.
         teacher: Layer of the (first) teacher; not for `embedding`.
         student: Layer of the student; not for `embedding`.
         loss: `mse`, mean over channels, or over the keys that a query may attend and over heads; `cosine`, one minus the cosine; `pkd`,

@@ -141,6 +141,20 @@ def test_relations_by_loops_and_other_numbers_of_heads() -> None:
                         assert found[b, head, i, j].item() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("num_heads", [1, 4, 8])
+def test_relations_do_not_depend_on_where_a_text_stands(num_heads: int) -> None:
+    """Nor does anything else with rotary positions; eight heads are more than the four that are turned as a whole."""
+    torch.manual_seed(0)
+    backbone, ids = Encoder(config(), 50, 0), torch.randint(50, (2, 7))
+    found = []
+    for start in (0, 40):
+        with torch.no_grad(), noting(backbone, attention={2}) as noted:
+            backbone(ids, position_ids=start + torch.arange(7))
+        found.append([attention_scores(noted.attention[2]), *relation_scores(noted.attention[2], num_heads)])
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
+
+
 def test_hooks_are_gone_afterwards_also_after_an_error() -> None:
     backbone = Encoder(config(), 50, 0)
 
