@@ -99,7 +99,6 @@ class VectorObjective(Objective):
             for chunk, seed in zip(chunks, seeds, strict=True):
                 torch.manual_seed(seed)
                 vectors.append(self(chunk, "vectors"))
-        torch.clear_autocast_cache()  # it holds weights cast without gradients, and would use them in the second reading
         found: Cached = self({**batch, "vectors": torch.cat(vectors), "total": step.total}, "cached")
         first = 0
         passes = []

@@ -97,6 +97,7 @@ def test_masked_rows_hold_each_text_once_with_masks_of_its_own() -> None:
     batch = collator("neighbours", MASKING)([example(same, same, position=4, index=2)], seed=0)
     masked = batch["mlm"]
     assert masked["input_ids"].shape == (2, 10) and batch["counts"]["mlm"] == masked["counts"]["mlm"] == len(masked["supervised"])
+    assert batch["num_labelled"] == batch["counts"]["mlm"] > 0 == collator("dropout")([example(same)], seed=0)["num_labelled"]
     assert masked["labels"][0].tolist() != masked["labels"][1].tolist()
     assert collator("dropout", MASKING)([example(same)], seed=0)["mlm"]["input_ids"].shape == (1, 10)
 

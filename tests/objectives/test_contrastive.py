@@ -18,6 +18,7 @@ from lmlab.data.batch import Batch, Example
 from lmlab.data.corpus import TextCorpus
 from lmlab.data.loader import EVAL_SEED
 from lmlab.data.module import CorpusModule
+from lmlab.data.sentence_rows import SentenceRows
 from lmlab.errors import ConfigError
 from lmlab.losses import Tally
 from lmlab.objectives.contrast_config import ContrastConfig
@@ -123,6 +124,21 @@ def test_a_sentence_that_is_there_twice_is_no_negative_of_itself(tok: Tokenizer)
     scores = (h @ plus.T / 0.05).masked_fill(~allowed, -torch.inf)
     assert tripled.sum.item() == pytest.approx(F.cross_entropy(scores, torch.arange(3), reduction="sum").item(), rel=1e-4, abs=1e-6)
     assert pair.count.item() == 2 and tripled.count.item() == 3
+
+
+def test_what_is_fed(tok: Tokenizer) -> None:
+    made = contrastive(tok, mlm_weight=0.5, mask_prob=0.4)
+    feed = made.feed()
+    assert made.mlm is not None and (feed.view, feed.length, feed.min_tokens) == ("sentences", LENGTH, 5)
+    train, evaluation = feed.collate, feed.eval_collate
+    assert isinstance(train, SentenceRows) and isinstance(evaluation, SentenceRows)
+    assert train.masking == made.mlm.feed().collate != evaluation.masking == made.mlm.feed().eval_collate
+    assert train.masking is not None and train.masking.prob == 0.4
+    pairs = contrastive(tok, positives="neighbours").feed()
+    assert (pairs.view, pairs.min_tokens) == ("sentence_pairs", 1)
+    assert pairs.length - 3 == 2 * (LENGTH - 2), "as many tokens of text as two full rows hold"
+    causal = contrastive(tok, family="decoder", pooling="last", min_tokens=2).feed()
+    assert (causal.prefix, causal.suffix, causal.min_tokens) == ((tok.bos_id,), (tok.eos_id,), 2)
 
 
 def test_vectors_do_not_depend_on_what_else_is_in_the_batch(tok: Tokenizer) -> None:
@@ -323,6 +339,9 @@ def test_of_neighbours_the_first_is_looked_for(tok: Tokenizer) -> None:
     [
         ({"positives": "dropout"}, "two views of a text differ in nothing else"),
         ({"positives": "same"}, "not a choice"),
+        ({"positives": "neighbours", "length": 2}, "between two special tokens"),
+        ({"positives": "neighbours", "length": 17}, "max_length"),
+        ({"positives": "neighbours", "length": 17, "family": "decoder", "pooling": "last"}, "max_length"),
         ({"positives": "word_repetition", "family": "decoder"}, "pooling"),
         ({"positives": "word_repetition", "family": "decoder", "pooling": "last", "mlm_weight": 0.1}, "mlm_weight"),
         ({"positives": "neighbours", "min_tokens": 4}, "nothing reads it"),
@@ -343,7 +362,8 @@ def test_of_neighbours_the_first_is_looked_for(tok: Tokenizer) -> None:
 def test_impossible_settings_are_refused(tok: Tokenizer, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         family = given.pop("family", "encoder")
-        Contrastive(tok, BackboneConfig(hidden_size=24, num_heads=2), length=16, family=family, contrast=ContrastConfig(**given))
+        length, backbone = given.pop("length", 16), BackboneConfig(hidden_size=24, num_heads=2, position="learned", max_length=16)
+        Contrastive(tok, backbone, length=length, family=family, contrast=ContrastConfig(**given))
 
 
 def test_a_batch_with_nothing_to_compare_is_refused(tok: Tokenizer, tmp_path: Any) -> None:

@@ -57,6 +57,14 @@ def test_the_second_reading_drops_what_the_first_did(tok: Tokenizer) -> None:
     assert not torch.equal(first[0][:, 0], first[0][:, 1]), "two views of one text"
 
 
+def test_every_step_drops_something_else(tok: Tokenizer) -> None:
+    made = contrastive(tok, dropout=0.3, positives="dropout").train()
+    batch, step = stamped(made, tok, 2)
+    other = step._replace(window=step.window._replace(seed=step.window.seed + 1))
+    found = [gradients(made, batch, of) for of in (step, step, other)]
+    assert same(*found[:2]) and not same(found[0], found[2])
+
+
 def test_gradients_with_dropout_are_those_of_the_vectors_that_were_compared(tok: Tokenizer) -> None:
     """An independent reading: all chunks with gradients, each under its seed, compared and differentiated at once."""
     made = contrastive(tok, dropout=0.3, positives="dropout").train()
@@ -79,9 +87,12 @@ def test_gradients_with_dropout_are_those_of_the_vectors_that_were_compared(tok:
 
 def test_weights_cast_without_gradients_are_not_used_with_them(tok: Tokenizer) -> None:
     made = contrastive(tok, mlp="always").train()
-    with torch.autocast("cpu", torch.bfloat16):
-        whole = gradients(made, *stamped(made, tok))
-        cut = gradients(made, *stamped(made, tok, 2))
+    found = []
+    for micro in (8, 2):
+        with torch.autocast("cpu", torch.bfloat16):  # each with a cache of its own, which the first reading fills
+            found.append(gradients(made, *stamped(made, tok, micro)))
+    whole, cut = found
+    assert whole.keys() == cut.keys()
     for name, gradient in whole.items():
         assert (gradient - cut[name]).norm() < HALF_NOISE * gradient.norm(), name
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from tests.ranks import forked
 from tests.runs import one_run
 from tests.runs.conftest import Place, start
 
@@ -21,31 +23,16 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("objective", one_run.OVER_BATCH)
-def test_one_process(place: Place, objective: str) -> None:
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_any_cut(place: Place, objective: str) -> None:
+    """Of the batch into passes, and over ranks: one compares its texts with those of the other, and each learns from both."""
     found = []
-    for micro in (8, 1):
-        name = f"passes-{objective}-{micro}"
-        one_run.main(place.settings(name, name=name, objective=objective, micro=micro, **PLAIN))
+    for micro, devices in ((8, 1), (1, 1), (4, 2), (2, 2)):
+        name = f"cut-{objective}-{micro}-{devices}"
+        settings = place.settings(name, name=name, objective=objective, micro=micro, devices=devices, **PLAIN)
+        forked(partial(one_run.main, settings)) if devices > 1 else one_run.main(settings)
         found.append(place.result(name)["weights"])
-    assert same(*found)
-
-
-def two_ranks(place: Place, objective: str, micro: int) -> None:
-    """One rank compares its texts with those of the other, and each learns from both."""
-    alone, together = f"alone-{objective}-{micro}", f"ranks-{objective}-{micro}"
-    one_run.main(place.settings(alone, name=alone, objective=objective, micro=8, **PLAIN))
-    start(place.settings(together, name=together, objective=objective, micro=micro, devices=2, **PLAIN), RANKS)
-    assert same(place.result(alone)["weights"], place.result(together)["weights"])
-
-
-def test_two_ranks_in_small_passes(place: Place) -> None:
-    two_ranks(place, "contrastive", micro=2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("objective", "micro"), [("contrastive", 4), ("contrastive_mlm", 4), ("contrastive_mlm", 2)])
-def test_two_ranks(place: Place, objective: str, micro: int) -> None:
-    two_ranks(place, objective, micro)
+    assert all(same(found[0], other) for other in found[1:])
 
 
 @pytest.mark.slow

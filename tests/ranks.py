@@ -1,0 +1,42 @@
+"""Ranks that start in no time: forked from the process of the test, which has imported everything already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+
+import torch
+
+SECONDS = 120
+
+
+def forked(job: Callable[[], None], num_ranks: int = 2) -> None:
+    """Runs something on several ranks, which find each other as those of a launcher do.
+
+    Args:
+        job: Called on each rank; what it is to leave behind it writes to files.
+        num_ranks: Processes.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def run(rank: int) -> None:
+        torch.set_num_threads(1)  # threads do not live on in a fork
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked", "GROUP_RANK": "0"}
+        job()
+
+    ranks = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(num_ranks)]
+    for rank in ranks:
+        rank.start()
+    try:
+        for rank in ranks:
+            rank.join(SECONDS)
+        assert [rank.exitcode for rank in ranks] == [0] * num_ranks
+    finally:
+        for rank in ranks:
+            rank.kill()  # one that waits for another
+            rank.join()
