@@ -66,7 +66,8 @@ def read_hugging_face(folder: Path, tokenizer: Tokenizer, where: str) -> TokenOb
             remedy=f"set tokenizer.path to {folder} (tokenizer.num_sentinels: {len(tokenizer.sentinel_ids)})",
         )
     weights = convert_state_dict(family, _weights(folder), config)
-    if not any(name.startswith("head.") for name in weights) and config.tie == "untied":
+    has_own = config.tie == "untied" or config.head_bias or (config.mlm_transform == "dense" and family in ("bert", "roberta"))
+    if has_own and not any(name.startswith("head.") for name in weights):
         raise CheckpointError(f"{folder.name} has no head", where=str(folder), remedy="save the model with its language-modelling head")
     made = _objective(family, tokenizer, config)
     made.configure_model()

@@ -156,7 +156,11 @@ def check_kind(teacher: TokenObjective, student: TokenObjective, feed: Feed, ans
         return
     sizes = student.sizes if isinstance(student, SpanCorruption) else None
     lengths = {"the student's rows": feed.length} if sizes is None else {"the student's inputs": sizes.inputs, "its targets": sizes.targets}
-    type(theirs).check(theirs.config, lengths)
+    try:
+        type(theirs).check(theirs.config, lengths)
+    except ConfigError as error:
+        remedy = "name a teacher with more positions, or shorten the rows: student.settings.length"
+        raise ConfigError(f"the teacher cannot read that far: {error.what}", where=f"{where}.run", why=error.why, remedy=remedy) from error
     if feed.view == "sentence_pairs" and theirs.config.num_segments < 2:
         raise ConfigError(
             "the teacher cannot tell the two sentences of a pair apart",
