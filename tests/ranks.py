@@ -12,12 +12,13 @@ import torch
 SECONDS = 120
 
 
-def forked(job: Callable[[], None], num_ranks: int = 2) -> None:
+def forked(job: Callable[[], None], num_ranks: int = 2, exit_code: int = 0) -> None:
     """Runs something on several ranks, which find each other as those of a launcher do.
 
     Args:
         job: Called on each rank; what it is to leave behind it writes to files.
         num_ranks: Processes.
+        exit_code: How each is to end.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -35,7 +36,7 @@ def forked(job: Callable[[], None], num_ranks: int = 2) -> None:
     try:
         for rank in ranks:
             rank.join(SECONDS)
-        assert [rank.exitcode for rank in ranks] == [0] * num_ranks
+        assert [rank.exitcode for rank in ranks] == [exit_code] * num_ranks
     finally:
         for rank in ranks:
             rank.kill()  # one that waits for another

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from tests.ranks import forked
 from tests.runs import one_run
-from tests.runs.conftest import Place, start
+from tests.runs.conftest import Place
 
 FLOAT_NOISE = 1e-6  # of the largest weight: float32 sums taken in another order
 PLAIN = {"dropout": 0.0, "optimizer": "sgd", "lr": 0.5, "steps": 5, "checkpoints": 1}  # SGD shows any error of scale
@@ -35,16 +36,17 @@ def test_any_cut(place: Place, objective: str) -> None:
     assert all(same(found[0], other) for other in found[1:])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("micro", [8, 2])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_and_resumed_with_other_workers(place: Place, micro: int) -> None:
     name, steps, kill_at = f"kill-contrastive-{micro}", 14, 8
     common: dict[str, Any] = {"objective": "contrastive", "steps": steps, "checkpoints": steps, "micro": micro, "dropout": 0.1}
-    start(place.settings(f"{name}-straight", name=f"{name}-straight", **common))
-    start(place.settings(f"{name}-killed", name=name, kill_at=kill_at, **common), check=lambda code: code == -9)
-    start(place.settings(f"{name}-resumed", name=name, num_workers=2, resume="must", **common))
-    straight, killed, resumed = (place.diary(f"{name}-{part}") for part in ("straight", "killed", "resumed"))
-    assert len(straight) == steps and min(resumed)[0] == kill_at * one_run.GLOBAL_BATCH, "killed before the step was saved"
-    assert killed | resumed == straight
+    one_run.main(place.settings(f"{name}-straight", name=f"{name}-straight", **common))
+    killed = place.settings(f"{name}-killed", name=name, kill_at=kill_at, **common)
+    forked(partial(one_run.main, killed), num_ranks=1, exit_code=-signal.SIGKILL)
+    one_run.main(place.settings(f"{name}-resumed", name=name, num_workers=2, resume="must", **common))
+    straight, before, after = (place.diary(f"{name}-{part}") for part in ("straight", "killed", "resumed"))
+    assert len(straight) == steps and min(after)[0] == kill_at * one_run.GLOBAL_BATCH, "killed before the step was saved"
+    assert before | after == straight
     weights, again = (place.result(f"{name}-{part}")["weights"] for part in ("straight", "resumed"))
     assert all(torch.equal(weights[k], again[k]) for k in weights)
