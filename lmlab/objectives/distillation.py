@@ -138,7 +138,8 @@ class Distillation(Objective):
         """
         self.configure_model()
         if stage != "predict" and not self.teachers:
-            self.learn_from([read_teacher(c, self.tokenizer, f"teachers[{n}]") for n, c in enumerate(self.teacher_configs)])
+            part = self.student.part
+            self.learn_from([read_teacher(c, self.tokenizer, part, f"teachers[{n}]") for n, c in enumerate(self.teacher_configs)])
 
     def learn_from(self, teachers: Sequence[TokenObjective]) -> None:
         """Takes teachers in; a student without trained weights starts from the layers it is lent.

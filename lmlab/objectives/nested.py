@@ -109,6 +109,18 @@ def build_on(child: Objective, backbone: nn.Module | None) -> nn.Module:
     return own if backbone is None else backbone
 
 
+def take_out(child: Objective) -> None:
+    """Gives an objective the backbone that it shared, for its own: whoever it was inside of is used no more.
+
+    Args:
+        child: Built by `build_on`; of any other, nothing is changed.
+    """
+    shared = vars(child).pop("backbone", None)
+    if shared is not None:
+        del vars(child)["borrowed"]
+        child.backbone = shared
+
+
 def kind_of_backbone(child: Objective) -> type[nn.Module] | None:
     """What kind of backbone an objective trains, before it is built; None where its class does not say.
 

@@ -21,6 +21,7 @@ from lmlab.data.batch import Batch, Feed
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.objectives.hugging_face import is_hugging_face, read_hugging_face
+from lmlab.objectives.nested import take_out
 from lmlab.objectives.span_corruption import SpanCorruption
 from lmlab.objectives.tokens import TokenObjective
 from lmlab.run.find import find_checkpoint
@@ -85,12 +86,13 @@ def check_teachers(configs: Sequence[TeacherConfig], answers: bool) -> None:
         raise ConfigError("the student can start from one teacher only", where="teachers", remedy="leave the other `lends` out")
 
 
-def read_teacher(config: TeacherConfig, tokenizer: Tokenizer, where: str) -> TokenObjective:
+def read_teacher(config: TeacherConfig, tokenizer: Tokenizer, part: str, where: str) -> TokenObjective:
     """Reads a trained teacher.
 
     Args:
         config: Who it is.
         tokenizer: The student's.
+        part: What the student predicts; of a run of several tasks, that which predicts the same teaches, or else the first that predicts.
         where: The setting, for messages.
 
     Raises:
@@ -108,14 +110,18 @@ def read_teacher(config: TeacherConfig, tokenizer: Tokenizer, where: str) -> Tok
         found = objective_from(read_checkpoint(path), path)
     except CheckpointError as error:
         raise CheckpointError(error.what, where=f"{where}.run = {config.run}", why=error.why, remedy=error.remedy) from error
-    product = found.product if isinstance(found, Objective) else found
-    if not isinstance(product, TokenObjective) or "head" not in product._modules:  # an n-gram model has neither states nor a head
+    trained = found.products if isinstance(found, Objective) else ()
+    able = [one for one in trained if isinstance(one, TokenObjective) and "head" in one._modules]  # an n-gram model has no head
+    if not able:
+        kinds = ", ".join(type(one).__name__ for one in trained)
         raise ConfigError(
             f"the run '{config.run}' cannot teach",
             where=f"{where}.run",
-            why=f"it was trained with {type(product).__name__}, which does not predict tokens from hidden states",
+            why=f"it was trained with {kinds}, which does not predict tokens from hidden states",
             remedy="name a run of a masked, causal or span-corruption model",
         )
+    product = next((one for one in able if one.part == part), able[0])
+    take_out(product)
     if product.tokenizer.fingerprint != tokenizer.fingerprint:
         raise ConfigError(
             f"the teacher '{config.run}' reads with another tokenizer than the student",

@@ -18,10 +18,12 @@ from lmlab.objectives.distillation import Distillation
 from lmlab.objectives.distillation_losses import DistillationLoss, ResponseConfig
 from lmlab.objectives.layer_map import FeatureMatch
 from lmlab.objectives.mlm import MLM
+from lmlab.objectives.multitask import Multitask
 from lmlab.objectives.nested import ObjectiveConfig
 from lmlab.objectives.ngram import NGram
 from lmlab.objectives.nsp import NextSentence
 from lmlab.objectives.recurrent_lm import RecurrentLM
+from lmlab.objectives.task_config import TaskConfig
 from lmlab.objectives.teachers import TeacherConfig, read_teacher
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 from tests.objectives.teaching import KINDS, STUDENT, TEACHER, batches, described, student, taught, teacher
@@ -46,15 +48,33 @@ def saved(objective: Objective, path: Path) -> str:
 
 def test_a_checkpoint_teaches_as_it_was_trained(tok: Tokenizer, tmp_path: Path) -> None:
     guide = teacher("clm", tok)
-    read = read_teacher(TeacherConfig(run=saved(guide, tmp_path / "t.ckpt")), tok, "teachers[0]")
+    read = read_teacher(TeacherConfig(run=saved(guide, tmp_path / "t.ckpt")), tok, "mlm", "teachers[0]")
     batch = batches(guide, tok)[0]
     assert torch.equal(read.states(batch), guide.states(batch)) and not read.training
 
 
 def test_a_student_can_teach_in_its_turn(tok: Tokenizer, tmp_path: Path) -> None:
     made = taught("mlm", tok, RESPONSE)
-    read = read_teacher(TeacherConfig(run=saved(made, tmp_path / "t.ckpt")), tok, "teachers[0]")
+    read = read_teacher(TeacherConfig(run=saved(made, tmp_path / "t.ckpt")), tok, "mlm", "teachers[0]")
     assert isinstance(read, MLM) and torch.equal(read.head.weight, made.student.head.weight)
+
+
+@pytest.mark.parametrize("kind", ["mlm", "clm"])
+def test_of_a_run_of_several_tasks_that_of_the_students_kind_teaches(kind: str, tok: Tokenizer, tmp_path: Path) -> None:
+    """And has the backbone that the tasks shared for its own: it rests, is lent from, and moves with it."""
+    seed_everything(0, verbose=False)
+    tasks = {name: TaskConfig(objective=described(name).objective, settings={"length": LENGTH}) for name in ("clm", "mlm")}
+    both = Multitask(tok, TEACHER, tasks=tasks)
+    both.configure_model()
+    lending = (TeacherConfig(run=saved(both, tmp_path / "t.ckpt"), lends=(1, 2, 3)),)
+    made = student(kind, tok, RESPONSE, TEACHER, teachers=lending)
+    made.setup("fit")
+    guide = made.teachers[0].module  # type: ignore[union-attr]
+    batch = batches(made, tok)[0]
+    assert torch.equal(guide.states(batch), both.child(kind).states(batch))  # type: ignore[operator]
+    assert type(guide) is KINDS[kind] and made(batch).parts["response"].sum == 0
+    assert guide.backbone in guide.children() and not any(p.requires_grad for p in guide.backbone.parameters())
+    assert made.double()(batch).parts["response"].sum.dtype == torch.float64 and not made.train().teachers[0].module.backbone.training  # type: ignore[union-attr]
 
 
 def test_setup_reads_teachers_for_all_but_predicting(tok: Tokenizer, tmp_path: Path) -> None:
@@ -109,7 +129,7 @@ def test_an_ngram_model_has_nothing_to_show(tok: Tokenizer, tmp_path: Path) -> N
     made = NGram(tok, length=LENGTH)
     made.configure_model()
     with pytest.raises(ConfigError, match=r"cannot teach[\s\S]*NGram, which does not predict tokens from hidden states"):
-        read_teacher(TeacherConfig(run=saved(made, tmp_path / "t.ckpt")), tok, "teachers[0]")
+        read_teacher(TeacherConfig(run=saved(made, tmp_path / "t.ckpt")), tok, "mlm", "teachers[0]")
 
 
 def test_a_recurrent_teacher_answers_and_lends_nothing(tok: Tokenizer) -> None:
@@ -225,7 +245,7 @@ def test_a_broken_hugging_face_folder_is_named(
     for name, content in files.items():
         (folder / name).write_bytes(content)
     with pytest.raises(error, match=why):
-        read_teacher(TeacherConfig(run=str(folder), checkpoint=checkpoint), tok, "teachers[0]")
+        read_teacher(TeacherConfig(run=str(folder), checkpoint=checkpoint), tok, "mlm", "teachers[0]")
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
