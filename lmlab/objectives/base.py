@@ -227,17 +227,24 @@ class Objective(Recorded, LightningModule, ABC):
         """Logs the mean over the window after the optimiser's step, every so often and at the end of the run."""
         if batch["window"].is_last:
             every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
-            if self.trainer.global_step % every and not self.trainer.should_stop:
+            since = 0 if self.trainer.should_stop else self.trainer.global_step % every
+            if since >= self.steps_per_turn:
                 self._train_tally = Tally()  # nothing is carried on: a resumed run logs what an uninterrupted one does
                 return
             means = self._train_tally.means(self._sum_over_ranks, self.summary)
-            # `step` is what loggers plot against: steps done, counted from 1
-            self.log("step", float(self.trainer.global_step))
-            self.log("train/learning_rate", self._optimizer.param_groups[0]["lr"])
             here = {f"train/{name}": value for name, value in means.items() if self.is_of_some_steps(name)}
-            self.log_dict({f"train/{name}": value for name, value in means.items() if f"train/{name}" not in here})
+            if not since:
+                # `step` is what loggers plot against: steps done, counted from 1
+                self.log("step", float(self.trainer.global_step))
+                self.log("train/learning_rate", self._optimizer.param_groups[0]["lr"])
+                self.log_dict({f"train/{name}": value for name, value in means.items() if f"train/{name}" not in here})
             for logger in self.trainer.loggers if here else ():  # directly: Lightning repeats what is not logged anew
                 logger.log_metrics(here, step=self.trainer.global_step)
+
+    @property
+    def steps_per_turn(self) -> int:
+        """Steps that differ in turn: what is of some of them is logged in all of a turn, for every tenth could always be the same one."""
+        return 1
 
     def is_of_some_steps(self, name: str) -> bool:
         """Whether a part or monitor is of some training steps only; in the others it has no value.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.backbones import BackboneConfig
-from lmlab.config import require
 from lmlab.data.batch import Batch, Example, Feed
 from lmlab.data.task_order import TaskSampling
 from lmlab.data.tasks import TaskFeeds
@@ -18,7 +17,7 @@ from lmlab.losses import Losses, Means, Part
 from lmlab.objectives.base import Objective, Prediction
 from lmlab.objectives.nested import build_on
 from lmlab.objectives.passes import Outcome, Pass, Step
-from lmlab.objectives.task_config import TaskConfig, check_names, check_sharing
+from lmlab.objectives.task_config import TaskConfig, check_names, check_settings, check_sharing
 from lmlab.objectives.task_step import GradientsConfig, TaskStep
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.optim.task_weights import TaskWeights
@@ -76,31 +75,12 @@ class Multitask(Objective):
         check_names(self.task_configs)
         made = {task: config.make(tokenizer, backbone, f"tasks.{task}") for task, config in self.task_configs.items()}
         check_sharing(made)
-        self._check_settings(list(made))
+        check_settings(self.task_configs, sampling, weighting, gradients)
         self.tasks = nn.ModuleDict(made)
         object.__setattr__(self, "texts_per_sample", max(child.texts_per_sample for child in made.values()))  # else a matter of the class
         self._part_weights: dict[str, dict[str, float | Tensor]] = {task: {} for task in made}
         self._progress, self._is_logged = 0.0, True
         self._gathered: TaskStep | None = None
-
-    def _check_settings(self, tasks: list[str]) -> None:
-        """Refuses settings that do not go together."""
-        self.weighting.check_tasks(tasks)
-        for task, config in self.task_configs.items():
-            unused = self.weighting.kind != "equal" or config.weight == 1
-            rule = "with `equal` weighting all weights are 1"
-            require(unused, config, "weight", rule, f"set weighting.kind to static, or leave tasks.{task}.weight out")
-        together, name = self.sampling.regime == "all" and len(tasks) > 1, type(self.weighting).__name__
-        why, remedy = "it compares the gradients of several tasks in one step", "set sampling.regime to all, with two tasks or more"
-        for asked, where in (
-            (self.gradients.rule == "pcgrad", "gradients.rule = pcgrad"),
-            (self.gradients.cosines == "on", "gradients.cosines = on"),
-            (self.weighting.kind == "gradnorm", "weighting.kind = gradnorm"),
-        ):
-            if asked and not together:
-                raise ConfigError(f"{where} is not possible here", where=where.split(" ")[0], why=why, remedy=remedy)
-        fixed = self.weighting.kind in ("equal", "static")
-        require(fixed or len(tasks) > 1, self.weighting, "kind", f"one task has nothing to be weighed against ({name})", "set it to equal")
 
     def child(self, task: str) -> Objective:
         """The objective of a task.
@@ -266,6 +246,11 @@ class Multitask(Objective):
                 for parameter in (*self.child(task).parameters(), *self.weights.parameters_of(task)):
                     parameter.grad = None
 
+    @property
+    def steps_per_turn(self) -> int:
+        """One for each task, where they take turns."""
+        return len(self.task_configs) if self.sampling.regime == "round_robin" else 1
+
     def is_of_some_steps(self, name: str) -> bool:
         """What is of a task, where a step has one task."""
         return self.sampling.regime != "all" and name.partition("/")[0] in self.task_configs
@@ -282,8 +267,11 @@ class Multitask(Objective):
             self.weights.recall(checkpoint["lmlab"]["task_weights"])
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
-        """The predictions of each task."""
-        return [one for task, own in batch["tasks"].items() for one in self.child(task).predict_step(own, batch_idx)]
+        """The predictions of each task that predicts tokens, if any does."""
+        able = [task for task in self.task_configs if type(self.child(task)).predicted_ids is not Objective.predicted_ids]
+        return [
+            one for task, own in batch["tasks"].items() if task in able or not able for one in self.child(task).predict_step(own, batch_idx)
+        ]
 
     def samples(self, examples: Sequence[Example], step: int) -> list[Sample]:
         """What each task writes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -56,8 +57,11 @@ class WeightingConfig:
             require(self.kind == kind or unused, self, name, f"`{self.kind}` does not read it", f"leave it out, or set kind to {kind}")
         for name in ("temperature", "period", "lr"):
             value = getattr(self, name)
-            require(value is None or value > 0, self, name, "it is positive", f"{DEFAULTS[name]} is the default")
-        require(self.alpha is None or self.alpha >= 0, self, "alpha", "it is not negative", "1.5 is the default")
+            require(value is None or 0 < value < math.inf, self, name, "it is a positive number", f"{DEFAULTS[name]} is the default")
+        require(self.alpha is None or 0 <= self.alpha < math.inf, self, "alpha", "it is not negative", "1.5 is the default")
+        require(
+            self.period is None or self.period == int(self.period), self, "period", "it is a whole number of steps", "50 is the default"
+        )
         require(self.kind != "scheduled" or bool(self.schedule), self, "schedule", "`scheduled` follows it", "give points for a task")
         for task, points in self.schedule.items():
             self._check_points(task, points)
@@ -65,15 +69,17 @@ class WeightingConfig:
     def _check_points(self, task: str, points: Sequence[tuple[float, float]]) -> None:
         shares = [share for share, _ in points]
         where = f"weighting.schedule.{task}"
-        if not shares or shares[0] != 0 or shares[-1] != 1 or any(b <= a for a, b in pairwise(shares)):
+        if not shares or shares[0] != 0 or shares[-1] != 1 or not all(a < b for a, b in pairwise(shares)):
             raise ConfigError(
                 f"the schedule of '{task}' goes over {shares}, not from 0 to 1",
                 where=where,
                 why="a schedule says what holds from the beginning of the budget to its end",
                 remedy="for example [[0, 1.0], [0.5, 1.0], [1, 0.1]]",
             )
-        if any(factor < 0 for _, factor in points):
-            raise ConfigError(f"the schedule of '{task}' has a negative factor", where=where, remedy="0 turns a task off")
+        if not all(0 <= factor < math.inf for _, factor in points):
+            raise ConfigError(
+                f"the schedule of '{task}' has a factor that is negative or no number", where=where, remedy="0 turns a task off"
+            )
 
     def setting(self, name: str) -> float:
         """A setting, or what it stands for at None.
@@ -84,15 +90,24 @@ class WeightingConfig:
         value = getattr(self, name)
         return DEFAULTS[name] if value is None else value
 
-    def check_tasks(self, tasks: Sequence[str]) -> None:
-        """Refuses a schedule of tasks that are not there, or that leaves none.
+    def check_tasks(self, tasks: Sequence[str], per_step: Literal["all", "one"] = "all") -> None:
+        """Refuses a schedule of tasks that are not there, or that leaves steps without one.
 
         Args:
             tasks: Names of all tasks.
+            per_step: Whether a step has all of them, or one.
         """
-        for task in self.schedule:
+        for task, points in self.schedule.items():
+            where = f"weighting.schedule.{task}"
             if task not in tasks:
-                raise ConfigError(f"there is no task '{task}'", where=f"weighting.schedule.{task}", remedy=nearest(task, tasks))
+                raise ConfigError(f"there is no task '{task}'", where=where, remedy=nearest(task, tasks))
+            if per_step == "one" and any(not a and not b for (_, a), (_, b) in pairwise(points)):
+                raise ConfigError(
+                    f"'{task}' has steps of its own while its factor is 0",
+                    where=where,
+                    why="nothing would be learned in them",
+                    remedy="set sampling.regime to all, or keep the factor above 0",
+                )
         if set(self.schedule) == set(tasks):
             for share in sorted({share for points in self.schedule.values() for share, _ in points}):
                 if not any(interpolated(points, share) for points in self.schedule.values()):

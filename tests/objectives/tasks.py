@@ -13,11 +13,13 @@ from lmlab.callbacks import Budget
 from lmlab.data.batch import Batch
 from lmlab.data.loader import WindowLoader
 from lmlab.data.plan import BatchPlan
-from lmlab.data.task_order import TaskOrder
+from lmlab.data.task_order import TaskOrder, TaskSampling
 from lmlab.data.tasks import TaskCollator, TaskFeeds, TaskViews
 from lmlab.objectives.multitask import Multitask
 from lmlab.objectives.task_config import TaskConfig
+from lmlab.objectives.task_step import GradientsConfig
 from lmlab.optim import OptimizerConfig
+from lmlab.optim.weighting import WeightingConfig
 from lmlab.tokenizer import Tokenizer
 from tests.objectives.toy import LENGTH, Blocks
 
@@ -73,3 +75,26 @@ def trained(made: Multitask, tok: Tokenizer, steps: int, micro: int = 8, *callba
     run = Trainer(**{**QUIET, **trainer}, callbacks=[Budget(BudgetConfig(steps=steps, validations=0, checkpoints=0)), *callbacks])
     run.fit(made, TaskToy(made.feed(), tok, 8, micro))
     return run
+
+
+PCGRAD = GradientsConfig(rule="pcgrad")
+ALL_KINDS: dict[str, dict[str, Any]] = {
+    "equal": {},
+    "static": {"weighting": WeightingConfig(kind="static"), "given": tasks(mlm=0.3)},
+    "scheduled": {"weighting": WeightingConfig(kind="scheduled", schedule={"mlm": [(0.0, 1.0), (1.0, 0.2)]})},
+    "uncertainty": {"weighting": WeightingConfig(kind="uncertainty")},
+    "dwa": {"weighting": WeightingConfig(kind="dwa", period=1, temperature=0.05)},
+    "gradnorm": {"weighting": WeightingConfig(kind="gradnorm", lr=0.2)},
+    "random": {"weighting": WeightingConfig(kind="random")},
+    "pcgrad": {"gradients": PCGRAD},
+    "in turn": {"sampling": TaskSampling(regime="round_robin")},
+}
+"""Every way to weigh, combine and sample."""
+
+
+def built(tok: Tokenizer, **given: Any) -> Multitask:
+    """One that is built, always with the same weights."""
+    seed_everything(0, verbose=False)
+    made = multitask(tok, **given)
+    made.configure_model()
+    return made

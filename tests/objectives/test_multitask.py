@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from itertools import islice
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch import Callback
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from lmlab.backbones import Decoder, Encoder
 from lmlab.config import TRUST_VARIABLE, rebuild
 from lmlab.data.batch import Batch, Feed
-from lmlab.data.loader import Window
 from lmlab.data.order import rng
 from lmlab.data.task_order import TaskSampling
-from lmlab.data.tasks import nested_batch
-from lmlab.losses import Losses, Part, Tally
+from lmlab.losses import Losses, Part
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
 from lmlab.objectives.multitask import Multitask
@@ -30,34 +26,15 @@ from lmlab.objectives.task_step import PROJECTION_ORDER, GradientsConfig
 from lmlab.optim import OptimizerConfig
 from lmlab.optim.weighting import WeightingConfig
 from lmlab.tokenizer import Tokenizer
-from tests.objectives.tasks import TaskToy, multitask, task_batches, tasks, trained
+from tests.objectives.tasks import ALL_KINDS, PCGRAD, TaskToy, built, multitask, task_batches, tasks, trained
 from tests.objectives.toy import LENGTH, tokenizer
 
 FLOAT_NOISE = 1e-6  # float32 sums taken in another order
-PCGRAD = GradientsConfig(rule="pcgrad")
-ALL_KINDS: dict[str, dict[str, Any]] = {
-    "equal": {},
-    "static": {"weighting": WeightingConfig(kind="static"), "given": tasks(mlm=0.3)},
-    "scheduled": {"weighting": WeightingConfig(kind="scheduled", schedule={"mlm": [(0.0, 1.0), (1.0, 0.2)]})},
-    "uncertainty": {"weighting": WeightingConfig(kind="uncertainty")},
-    "dwa": {"weighting": WeightingConfig(kind="dwa", period=1, temperature=0.05)},
-    "gradnorm": {"weighting": WeightingConfig(kind="gradnorm", lr=0.2)},
-    "random": {"weighting": WeightingConfig(kind="random")},
-    "pcgrad": {"gradients": PCGRAD},
-    "in turn": {"sampling": TaskSampling(regime="round_robin")},
-}
 
 
 @pytest.fixture(scope="module")
 def tok() -> Tokenizer:
     return tokenizer()
-
-
-def built(tok: Tokenizer, **given: Any) -> Multitask:
-    seed_everything(0, verbose=False)
-    made = multitask(tok, **given)
-    made.configure_model()
-    return made
 
 
 def weights_of(made: Multitask) -> dict[str, Tensor]:
@@ -322,61 +299,7 @@ def test_it_overfits_a_batch(tok: Tokenizer) -> None:
     assert all(float((part.sum / part.count).detach()) < 0.5 for part in made(batch).parts.values())
 
 
-# accounts
-
-
-@pytest.mark.parametrize("kind", ["equal", "pcgrad", "gradnorm", "uncertainty"])
-def test_flops_are_those_torch_counts(tok: Tokenizer, kind: str) -> None:
-    """Over all passes of a step: rules and factors take no matrix product, and no task is differentiated twice."""
-    made = built(tok, **ALL_KINDS[kind])
-    for batch in islice(TaskToy(made.feed(), tok, 4, 4).train_dataloader(), 1):
-        window = batch.pop("window")
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            for one in made.passes(batch, Step(window, window.counts, 1, lambda value: value)):
-                one().loss.backward()
-        assert made.flops(batch) == counter.get_total_flops()
-
-
-def test_an_empty_micro_batch_is_harmless(tok: Tokenizer) -> None:
-    made = built(tok, **ALL_KINDS["dwa"])
-    batch = nested_batch({})
-    assert made.flops(batch) == 0 and int(batch["tokens"]) == 0
-    window = Window({}, 0, 0, 0, 2, 8, 4, 0)
-    outcomes = [one() for one in made.passes(batch, Step(window, {}, 1, lambda value: value))]
-    assert [float(outcome.loss.detach()) for outcome in outcomes] == [0.0]
-    outcomes[-1].loss.backward()
-
-
-def test_each_task_reports_under_its_name(tok: Tokenizer) -> None:
-    """Training: the weighted sum is differentiated. Evaluation: without factors. In both, a task's loss is the one it would have alone."""
-    weighting = WeightingConfig(kind="uncertainty")
-    made = built(tok, given=tasks("mlm", "clm", clm=0.5), weighting=weighting)
-    batch = task_batches(made, tok, size=8)[0]
-
-    def means(losses: Losses) -> dict[str, float]:
-        tally = Tally()
-        tally.add(losses)
-        return tally.means(lambda table: table, made.summary)
-
-    with torch.no_grad():
-        training, at_rest = means(made.train()(batch)), means(made.eval()(batch))
-    own = {task: float(made.child(task).losses(b).total(b["counts"]).detach()) for task, b in batch["tasks"].items()}
-    assert set(training) == {"loss", "mlm/loss", "mlm/weight", "clm/loss", "clm/weight"}
-    assert {"loss", "mlm/loss", "mlm/accuracy", "clm/loss"} <= set(at_rest)
-    for task, loss in own.items():
-        assert at_rest[f"{task}/loss"] == pytest.approx(training[f"{task}/loss"]) == pytest.approx(loss, rel=1e-6)
-    assert (training["mlm/weight"], training["clm/weight"]) == (0.5, 0.25)
-    assert training["loss"] == pytest.approx(0.5 * own["mlm"] + 0.25 * own["clm"], rel=1e-6)
-    assert at_rest["loss"] == pytest.approx(own["mlm"] + 0.5 * own["clm"], rel=1e-6)
-
-
-def test_one_task_in_a_window_is_reported_alone(tok: Tokenizer) -> None:
-    made = built(tok, sampling=TaskSampling(regime="round_robin"))
-    tally = Tally()
-    for batch, task in zip(task_batches(made, tok, 3), ("mlm", "clm", "mlm"), strict=True):
-        tally.add(made(batch))
-        found = tally.means(lambda table: table, made.summary)
-        assert set(found) == {"loss", f"{task}/loss"} and all(map(math.isfinite, found.values()))
+# what is written down
 
 
 def test_it_is_rebuilt_from_its_json(tok: Tokenizer) -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 import pytest
 from lightning.pytorch import seed_everything
 
+from lmlab.errors import ConfigError
 from lmlab.objectives.mlm import MLM
-from lmlab.objectives.multitask import Multitask
+from lmlab.objectives.task_config import TaskConfig
 from lmlab.tokenizer import Tokenizer
-from tests.objectives.tasks import TaskToy, multitask, task_batches
-from tests.objectives.toy import tokenizer
+from tests.objectives.tasks import TaskToy, built, multitask, task_batches, tasks
+from tests.objectives.toy import LENGTH, tokenizer
 
 
 @pytest.fixture(scope="module")
 def tok() -> Tokenizer:
     return tokenizer()
-
-
-def built(tok: Tokenizer, dropout: float = 0.0) -> Multitask:
-    seed_everything(0, verbose=False)
-    made = multitask(tok, dropout=dropout)
-    made.configure_model()
-    return made
 
 
 def test_predictions_and_samples_are_those_of_the_tasks(tok: Tokenizer) -> None:
@@ -31,6 +25,21 @@ def test_predictions_and_samples_are_those_of_the_tasks(tok: Tokenizer) -> None:
     views = TaskToy(made.feed(), tok).views.views
     examples = [view[i]._replace(extra={"task": task}) for task, view in views.items() for i in range(2)]
     assert len(made.samples(examples, 0)) == 4
+
+
+def test_a_task_that_predicts_no_tokens_is_left_out(tok: Tokenizer) -> None:
+    """Beside one that does; where there is none, the message says so."""
+    seed_everything(0, verbose=False)
+    contrast = {"positives": "word_repetition"}
+    vectors = TaskConfig(objective="lmlab.objectives.contrastive.Contrastive", settings={"length": LENGTH, "contrast": contrast})
+    made = multitask(tok, given={**tasks("mlm"), "vectors": vectors})
+    made.configure_model()
+    [batch] = task_batches(made, tok)
+    assert set(batch["tasks"]) == {"mlm", "vectors"} and len(made.eval().predict_step(batch, 0)) == 4
+    alone = multitask(tok, given={"vectors": vectors})
+    alone.configure_model()
+    with pytest.raises(ConfigError, match="Contrastive does not predict tokens"):
+        alone.eval().predict_step(task_batches(alone, tok)[0], 0)
 
 
 def test_asking_a_task_in_the_middle_of_training_uses_no_dropout(tok: Tokenizer) -> None:

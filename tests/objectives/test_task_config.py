@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.objectives.tasks import PATHS, multitask, tasks
 from tests.objectives.toy import tokenizer
 
 PCGRAD = GradientsConfig(rule="pcgrad")
+OFF = WeightingConfig(kind="scheduled", schedule={"mlm": [(0.0, 1.0), (0.5, 0.0), (1.0, 0.0)]})
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,8 @@ def tok() -> Tokenizer:
         ({"weighting": WeightingConfig(kind="gradnorm"), "sampling": TaskSampling(regime="equal")}, "weighting.kind = gradnorm is not"),
         ({"given": tasks("mlm"), "gradients": PCGRAD}, "gradients.rule = pcgrad is not possible"),
         ({"given": tasks("mlm"), "weighting": WeightingConfig(kind="dwa")}, "one task has nothing to be weighed against"),
+        ({"given": tasks("mlm"), "sampling": TaskSampling(regime="round_robin")}, r"TaskSampling.regime[\s\S]*a single task"),
+        ({"weighting": OFF, "sampling": TaskSampling(regime="round_robin")}, "'mlm' has steps of its own while its factor is 0"),
     ],
 )
 def test_what_cannot_be_is_refused(tok: Tokenizer, given: dict[str, Any], message: str) -> None:
@@ -52,7 +56,14 @@ def test_what_cannot_be_is_refused(tok: Tokenizer, given: dict[str, Any], messag
         multitask(tok, **given)
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0])
+def test_a_task_may_end_at_nothing(tok: Tokenizer) -> None:
+    """In steps it shares it may be off for long; in steps of its own its factor may fall to 0, but not stay there."""
+    multitask(tok, weighting=OFF)
+    fading = WeightingConfig(kind="scheduled", schedule={"mlm": [(0.0, 1.0), (1.0, 0.0)]})
+    multitask(tok, weighting=fading, sampling=TaskSampling(regime="round_robin"))
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.inf, math.nan])
 def test_a_weight_is_positive(weight: float) -> None:
     with pytest.raises(ConfigError, match=r"TaskConfig.weight = [\s\S]*positive"):
         TaskConfig(objective="lmlab.objectives.mlm.MLM", weight=weight)

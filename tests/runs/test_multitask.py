@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,15 @@ from lmlab.run.metrics import read_metrics
 from lmlab.run.record import Record
 from lmlab.tokenizer import Tokenizer
 from tests.objectives.tasks import QUIET
+from tests.ranks import forked
 from tests.runs import one_run
 from tests.runs.conftest import Place, start
-from tests.runs.test_batch_losses import RANKS
 
 STEPS = 9
 PLAIN = {"dropout": 0.0, "optimizer": "sgd", "lr": 0.5, "steps": 5, "checkpoints": 1}  # SGD shows any error of scale
 NOISE = {"rtol": 1e-5, "atol": 3e-6}  # float32 sums taken in another order
 SEVERAL = list(one_run.MULTITASK)
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 def check_resume(place: Place, objective: str, *, kill_at: int, workers: tuple[int, int]) -> None:
@@ -103,17 +105,18 @@ def test_killed_early_and_late(place: Place, objective: str, kill_at: int) -> No
 def two_ranks(place: Place, objective: str, micro: int) -> None:
     alone, together = f"alone-{objective}-{micro}", f"ddp-{objective}-{micro}"
     one_run.main(place.settings(alone, name=alone, objective=objective, micro=8, **PLAIN))
-    start(place.settings(together, name=together, objective=objective, micro=micro, devices=2, **PLAIN), RANKS)
+    forked(partial(one_run.main, place.settings(together, name=together, objective=objective, micro=micro, devices=2, **PLAIN)))
     first, second = place.result(alone)["weights"], place.result(together)["weights"]
     assert first.keys() == second.keys()
     assert [k for k in first if not torch.allclose(first[k], second[k], **NOISE)] == []
 
 
+@FORKS
 def test_two_ranks_with_half_of_each_batch(place: Place) -> None:
     two_ranks(place, "multitask", micro=4)
 
 
-@pytest.mark.slow
+@FORKS
 @pytest.mark.parametrize("objective", SEVERAL)
 def test_two_ranks_with_accumulation(place: Place, objective: str) -> None:
     two_ranks(place, objective, micro=2)
