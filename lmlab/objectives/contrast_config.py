@@ -58,7 +58,6 @@ class ContrastConfig:
         require(0 < self.hard_negative_weight < math.inf, self, "hard_negative_weight", "it is positive and finite", "1 counts it once")
         require(self.min_tokens is None or self.min_tokens >= 1, self, "min_tokens", "a sentence has a token", "1 keeps all sentences")
         require(0 <= self.mlm_weight < math.inf, self, "mlm_weight", "it is finite and not negative", "0 for none; SimCSE tries 0.1")
-        require(0 < self.mask_prob < 1, self, "mask_prob", "a masking rate lies between 0 and 1", "0.15 is BERT's")
         self._needs("dup_rate", self.positives == "word_repetition", "set positives to word_repetition")
         self._needs("hard_negative_weight", self.hard_negatives != "none", "set hard_negatives to labelled")
         self._needs("mask_prob", self.mlm_weight > 0, "set mlm_weight above 0")

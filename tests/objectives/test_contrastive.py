@@ -193,16 +193,19 @@ def test_validation_draws_the_same_views_every_time_and_leaves_no_trace(tok: Tok
     assert first.monitors["uniformity"].sum.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_validation_metrics_are_those_of_the_vectors(tok: Tokenizer) -> None:
+@pytest.mark.parametrize("mlp", ["train", "always"])
+def test_validation_metrics_are_those_of_the_vectors(tok: Tokenizer, mlp: str) -> None:
     """Straight from the definitions, over two batches, in numpy."""
-    made = contrastive(tok, positives="neighbours", pooling="mean", mlp="train").eval()
+    made = contrastive(tok, positives="neighbours", pooling="mean", mlp=mlp).eval()
     view, collate = Blocks(made.feed(), tok), made.feed().eval_collate
     batches = [collate([view[i] for i in range(first, first + 6)], 0) for first in (0, 6)]
     tally = Tally()
     with torch.no_grad():
         for batch in batches:
             tally.add(made(batch))
-        vectors = [F.normalize(made.pooled(b), dim=-1).view(6, 2, -1).double().numpy() for b in batches]
+        assert made.projector is not None
+        used = [made.pooled(b) if mlp == "train" else torch.tanh(made.projector(made.pooled(b))) for b in batches]
+        vectors = [F.normalize(v, dim=-1).view(6, 2, -1).double().numpy() for v in used]
     means = tally.means(lambda table: table, made.summary)
     assert set(means) == {"loss", "retrieval_accuracy", "alignment", "uniformity", "effective_rank"}
     pairs = np.concatenate(vectors)
