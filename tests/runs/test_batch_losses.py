@@ -36,7 +36,7 @@ def test_any_cut(place: Place, objective: str) -> None:
     assert all(same(found[0], other) for other in found[1:])
 
 
-@pytest.mark.parametrize("micro", [8, 2])
+@pytest.mark.parametrize("micro", [pytest.param(8, marks=pytest.mark.slow), 2])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_and_resumed_with_other_workers(place: Place, micro: int) -> None:
     name, steps, kill_at = f"kill-contrastive-{micro}", 14, 8
