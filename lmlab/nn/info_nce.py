@@ -47,19 +47,20 @@ def info_nce(anchors: Tensor, candidates: Tensor, positives: Tensor, scale: Tens
         return Found(F.cross_entropy(logits, positives, reduction="none"), logits.argmax(-1) == positives)
 
 
-def excluded(anchor_texts: Tensor, own_texts: Tensor, candidate_texts: Tensor, positives: Tensor) -> Tensor:
-    """False negatives: candidates whose text is the anchor's own, or the one that is to be found.
+def excluded(texts: Tensor, all_texts: Tensor, positives: Tensor) -> Tensor:
+    """False negatives: candidates whose text is the anchor's own or its positive's, and positives of a copy of the anchor.
 
     Args:
-        anchor_texts: (B,) int64, a number for each text.
-        own_texts: (B,) int64, of each anchor's positive.
-        candidate_texts: (C,) int64.
-        positives: (B,) int64, which candidate belongs to each anchor; it stays.
+        texts: (B, V) int64, a number for each text: the anchor's, its positive's, its hard negative's if there is one.
+        all_texts: (G, V) int64, those of all that are compared.
+        positives: (B,) int64, which of the candidates belongs to each anchor; it stays.
 
     Returns:
-        (B, C) bool, True where there is nothing to compare.
+        (B, G (V - 1)) bool, True where there is nothing to compare. Candidates are all positives, then all hard negatives.
     """
-    same = (candidate_texts == anchor_texts[:, None]) | (candidate_texts == own_texts[:, None])
+    candidates = all_texts[:, 1:].T.flatten()
+    same = (candidates == texts[:, :1]) | (candidates == texts[:, 1:2])
+    same[:, : len(all_texts)] |= all_texts[:, 0] == texts[:, :1]
     return same.scatter(1, positives[:, None], False)
 
 

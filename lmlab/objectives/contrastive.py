@@ -43,8 +43,8 @@ class Contrastive(VectorObjective):
     """Contrastive learning of sentence vectors, on an encoder or a decoder.
 
     Each text must find the one that belongs to it among those of the whole global batch, all ranks together. Where the same text is in the
-    batch twice, the other copies are left out of the comparison. In an evaluation the batch of one rank is compared; two views that differ
-    in nothing but dropout are then drawn with dropout too, always the same.
+    batch twice, the other copies, and what belongs to them, are left out of the comparison. In an evaluation the batch of one rank is
+    compared; two views that differ in nothing but dropout are then drawn with dropout too, always the same.
 
     Args:
         tokenizer: Gives vocabulary and special ids.
@@ -169,16 +169,15 @@ class Contrastive(VectorObjective):
             The part `contrastive`, in nats; outside training the share of texts that found theirs.
         """
         texts, size, device = batch["texts"], len(vectors), vectors.device
-        rank, others, other_texts = 0, vectors[:, 1:], texts[:, 1:]
+        rank, others, all_texts = 0, vectors[:, 1:], texts
         if self.training:
-            rank, others, other_texts = rank_and_size()[0], gather(others), gather(other_texts)
-        # all positives, then all hard negatives
-        candidates, candidate_texts = others.transpose(0, 1).flatten(0, 1), other_texts.T.flatten()
+            rank, others, all_texts = rank_and_size()[0], gather(others), gather(texts)
+        candidates = others.transpose(0, 1).flatten(0, 1)  # all positives, then all hard negatives
         own = rank * size + torch.arange(size, device=device)
         log_weights = torch.zeros(size, len(candidates), device=device)
         if self.contrast.hard_negatives != "none":
             log_weights[torch.arange(size, device=device), len(others) + own] = math.log(self.contrast.hard_negative_weight)
-        log_weights.masked_fill_(excluded(texts[:, 0], texts[:, 1], candidate_texts, own), -torch.inf)
+        log_weights.masked_fill_(excluded(texts, all_texts, own), -torch.inf)
         scale = self._scale(device)
         found = info_nce(vectors[:, 0], candidates, own, scale, log_weights)
         count = batch["counts"]["contrastive"]

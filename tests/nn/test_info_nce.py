@@ -51,12 +51,16 @@ def test_what_is_weighted_counts_that_often_and_what_is_left_out_not_at_all() ->
         assert found.nats[i].item() == pytest.approx(-math.log(terms[i] / sum(terms)), rel=TOLERANCE, abs=TOLERANCE)
 
 
-def test_copies_of_the_anchor_and_of_its_positive_are_excluded() -> None:
-    anchor_texts, own_texts = torch.tensor([1, 2, 3, 1]), torch.tensor([5, 6, 7, 9])
-    candidate_texts, positives = torch.tensor([5, 6, 7, 9, 6, 2, 8]), torch.tensor([0, 1, 2, 3])
-    found = excluded(anchor_texts, own_texts, candidate_texts, positives)
+def test_copies_of_the_anchor_and_of_its_positive_are_excluded_and_positives_of_copies() -> None:
+    """This rank has the last four of six examples."""
+    all_texts = torch.tensor([[4, 1, 9], [3, 8, 6], [1, 5, 6], [2, 6, 2], [3, 7, 8], [1, 9, 1]])
+    positives = torch.tensor([2, 3, 4, 5])
+    found = excluded(all_texts[2:], all_texts, positives)
+    assert found.shape == (4, 12)
     for i in range(4):
-        for j in range(7):
-            same = candidate_texts[j] in (anchor_texts[i], own_texts[i])
-            assert bool(found[i, j]) == bool(same and j != positives[i])
-    assert found.sum() == 2
+        anchor, own, _ = all_texts[i + 2].tolist()
+        for j in range(12):
+            of, text = all_texts[j % 6, 0], all_texts[j % 6, 1 + j // 6]
+            same = text in (anchor, own) or (j < 6 and of == anchor)
+            assert bool(found[i, j]) == bool(same and j != i + 2)
+    assert found.sum() == 3 + 3 + 1 + 4

@@ -81,21 +81,21 @@ def test_hard_negatives_are_those_of_equation_5(tok: Tokenizer, weight: float) -
 
 
 def test_whose_text_is_known_already_is_no_negative(tok: Tokenizer) -> None:
-    """Neither the anchor's own text, nor that of what it is to find, wherever they stand; one softmax at a time."""
+    """Neither the anchor's own text, nor that of what it is to find, nor what a copy of it is to find; one softmax at a time."""
     made = contrastive(tok, positives="labelled", hard_negatives="labelled", temperature=0.5).train()
-    texts = torch.tensor([[1, 2, 3], [4, 5, 2], [6, 2, 1], [7, 8, 8]])
+    texts = torch.tensor([[1, 2, 3], [4, 5, 2], [6, 2, 1], [7, 8, 8], [1, 9, 4]])
     torch.manual_seed(0)
-    vectors = F.normalize(torch.randn(4, 3, 6), dim=-1)
+    vectors = F.normalize(torch.randn(5, 3, 6), dim=-1)
     expected = 0.0
-    for i in range(4):
+    for i in range(5):
         shares = {
             (j, view): math.exp(2 * float(vectors[i, 0] @ vectors[j, view]))
-            for j in range(4)
+            for j in range(5)
             for view in (1, 2)
-            if (j, view) == (i, 1) or texts[j, view] not in texts[i, :2]
+            if (j, view) == (i, 1) or (texts[j, view] not in texts[i, :2] and (view == 2 or texts[j, 0] != texts[i, 0]))
         }
         expected -= math.log(shares[i, 1] / sum(shares.values()))
-    found = made.compare(vectors, {"texts": texts, "counts": {"contrastive": torch.tensor([4])}})
+    found = made.compare(vectors, {"texts": texts, "counts": {"contrastive": torch.tensor([5])}})
     assert found.parts["contrastive"].sum.item() == pytest.approx(expected, rel=TOLERANCE)
 
 
