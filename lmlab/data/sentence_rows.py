@@ -98,8 +98,8 @@ class SentenceRows:
                 if extra.get(key) is None:
                     raise DataError(
                         f"example {example.index} has no {key}",
-                        why="it is to be compared with a text that the data gives",
-                        remedy="use labelled data, or choose other positives and no hard negatives",
+                        why="it is to be compared with a text that the data gives; a corpus gives none",
+                        remedy=f"train from a data module whose examples have extra['{key}'], or choose other positives",
                     )
                 found.append(np.asarray(extra[key], np.int64))
         room = self.length - len(self.prefix) - len(self.suffix)
