@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from lmlab.checkpoint import objective_from, read_checkpoint
 from lmlab.config import rebuild
 from lmlab.objectives.base import Objective
@@ -31,15 +33,18 @@ def load(run: str | Path | RunDirectory, checkpoint: str | None = None, allow: t
     return made
 
 
-def untrained(objective: Objective) -> Objective:
+def untrained(objective: Objective, seed: int = 0) -> Objective:
     """The same network before its training, with other weights than it began with: what a trained one is compared with.
 
     Args:
         objective: Of any run.
+        seed: Draws the weights; the caller's own stream of random numbers stays where it is.
 
     Returns:
         In evaluation mode, on the CPU.
     """
     fresh: Objective = rebuild(objective.recipe())
-    fresh.configure_model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh.configure_model()
     return fresh.eval()

@@ -39,11 +39,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--split", choices=("val", "test"), default="val", help="held-out text to take (default: val)")
     parser.add_argument("--length", type=int, default=256, help="most tokens of a passage (default: 256)")
     parser.add_argument("--limit", type=int, help="use only so many passages, evenly spread (default: all)")
+    parser.add_argument("--checkpoint", help="best, last or step=N of each run (default: best, else last)")
     parser.add_argument("--allow", metavar="PKG", help="let the checkpoint name classes of a package of yours (also LMLAB_ALLOW=PKG,PKG)")
     options = parser.parse_args(grant(argv)[0])
     if options.limit is not None and options.limit < 2:
         raise ConfigError(f"{options.limit} passages are too few to search", where="--limit", remedy="set 2 or more")
-    models = [load(run) for run in options.runs]
+    models = [load(run, options.checkpoint) for run in options.runs]
     passages = halves(_text(options, models[0]), options.split, options.length, options.limit)
     table = Table("", "found first", "mean of 1 / rank", box=None, pad_edge=False)
     table.add_row("chance", f"{1 / len(passages):.1%}", "")

@@ -77,6 +77,8 @@ def test_halves_of_passages_are_looked_for(
     text.write_text("\n\n".join(f"Animal {n} runs to tree {n}. Tree {n} is where animal {n} sleeps." for n in range(200)), encoding="utf-8")
     assert main(["retrieve", "e", "e", "--length", "100", "--corpus", str(text), "--split", "test", "--limit", "5"]) == 0
     chance, fresh, one, same = (line.split()[-2:] for line in capsys.readouterr().out.splitlines()[-4:])
+    assert main(["retrieve", "e", "--length", "100", "--corpus", str(text), "--split", "test", "--limit", "5", "--checkpoint", "last"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2].split()[-2:] == fresh, "the untrained network is always the same one"
     assert chance == ["chance", "20.0%"] and one == same != fresh
     model = lmlab.load(run)
     passages = halves(CorpusModule(text, model.tokenizer, model.feed(), cache_dir=str(tmp_path)), "test", 100, 5)
