@@ -57,6 +57,27 @@ def test_the_second_reading_drops_what_the_first_did(tok: Tokenizer) -> None:
     assert not torch.equal(first[0][:, 0], first[0][:, 1]), "two views of one text"
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler has some of its own
+def test_compiled_the_second_reading_drops_what_the_first_did(tok: Tokenizer) -> None:
+    """They are two graphs, and the second has dropout of the masked language model too."""
+    made = contrastive(tok, dropout=0.3, positives="dropout", mlm_weight=0.5).train()
+    batch, _ = stamped(made, tok, 4)
+    [chunk] = made.chunks(batch, 8)
+    ones = torch.ones_like(made.vectors(chunk)).detach()
+    made.compile()
+    sums = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            first = made(chunk, "vectors").sum().item()
+        torch.manual_seed(seed)
+        second = made({**chunk, "gradient": ones, "parameter_gradients": ()}, "replayed").loss.item()
+        assert first == pytest.approx(second, rel=1e-4)
+        sums.append(first)
+    assert abs(sums[0] - sums[1]) > 1e-2
+
+
 def test_every_step_drops_something_else(tok: Tokenizer) -> None:
     made = contrastive(tok, dropout=0.3, positives="dropout").train()
     batch, step = stamped(made, tok, 2)
