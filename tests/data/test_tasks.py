@@ -130,6 +130,8 @@ def test_ranks_share_the_same_windows(corpus: Path, tok: Tokenizer, sampling: di
             assert (batch["window"].draw, batch["window"].seed) == (other["window"].draw, other["window"].seed)
     draws = [window[0]["window"].draw for window in alone]
     assert len(set(draws)) == len(draws)
+    seeds = [batch["window"].seed for window in alone for batch in window]
+    assert len(set(seeds)) == len(seeds) == 20, "dropout is another in each micro-batch"
 
 
 def test_a_task_reads_what_it_reads_alone_with_a_seed_of_its_own(corpus: Path, tok: Tokenizer) -> None:
@@ -143,6 +145,7 @@ def test_accounts_are_sums_over_tasks(corpus: Path, tok: Tokenizer) -> None:
     for window in windows(module(corpus, tok, micro_batch_size=2), 5):
         stamp = window[0]["window"]
         owns = [own for batch in window for own in batch["tasks"].values()]
+        assert stamp.micro_size == 2, "what a task cuts its own passes by"
         assert stamp.tokens == sum(int(own["tokens"]) for own in owns)
         assert stamp.supervised == sum(int((own["labels"] != -100).sum()) for own in owns)
         for task in ("clm", "mlm"):

@@ -147,17 +147,22 @@ def test_conflicting_gradients_are_projected_as_the_algorithm_says(tok: Tokenize
         assert torch.allclose(found[name], own[name.split(".")[1]][name], rtol=1e-4, atol=1e-6)
 
 
-def test_noise_learns_from_the_loss_of_its_task(tok: Tokenizer) -> None:
-    """At s = 0 the factor is 1/2, and the derivative of L / (2 e^s) + s / 2 is (1 - L) / 2."""
-    made = built(tok, weighting=WeightingConfig(kind="uncertainty"))
+def test_noise_learns_from_the_loss_of_its_task(tok: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At s = 0 the factor is 1/2, and the derivative of L / (2 e^s) + s / 2 is (1 - L) / 2; a weight multiplies both terms."""
+    monkeypatch.setenv(TRUST_VARIABLE, "tests")
+    given = tasks("mlm", "clm", clm=0.25)
+    given["mlm"] = dataclasses.replace(given["mlm"], objective=f"{__name__}.Sized")
+    made = built(tok, given=given, weighting=WeightingConfig(kind="uncertainty"))
     batch = task_batches(made, tok, size=8)[0]
     losses = {task: float(made.child(task).losses(own).total(own["counts"]).detach()) for task, own in batch["tasks"].items()}
     for micro in (8, 2):
         found, own = stepped(made, tok, micro), of_each_task(made, tok)
         for task, loss in losses.items():
-            assert found[f"weights.noise.{task}.log_squared_scale"].tolist() == pytest.approx([(1 - loss) / 2], rel=1e-5)
+            assert found[f"weights.noise.{task}.log_squared_scale"].tolist() == pytest.approx(
+                [given[task].weight * (1 - loss) / 2], rel=1e-5
+            )
         name = "backbone.stack.blocks.0.attention.q.weight"
-        assert torch.allclose(found[name], (own["mlm"][name] + own["clm"][name]) / 2, rtol=1e-4, atol=1e-7)
+        assert torch.allclose(found[name], (own["mlm"][name] + 0.25 * own["clm"][name]) / 2, rtol=1e-4, atol=1e-7)
 
 
 class Halved(MLM):
@@ -172,6 +177,15 @@ class Halved(MLM):
             return Outcome(step.total(losses) / 2 - 3.0, losses)
 
         return [first, second]
+
+
+class Sized(Halved):
+    """Has a second part, of small weight."""
+
+    def losses(self, batch: Batch) -> Losses:
+        found = super().losses(batch)
+        size = Part(torch.full((), 50.0), torch.ones(1, dtype=torch.int64), 0.01)
+        return Losses({**found.parts, "size": size}, found.monitors)
 
 
 @pytest.mark.parametrize("weighting", [WeightingConfig(kind="static"), WeightingConfig(kind="uncertainty")], ids=lambda w: w.kind)

@@ -27,6 +27,16 @@ def test_predictions_and_samples_are_those_of_the_tasks(tok: Tokenizer) -> None:
     assert len(made.samples(examples, 0)) == 4
 
 
+def test_a_task_shows_as_many_samples_whatever_the_others_look_through(tok: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLM shows each text it is given; MLM is made to ask for three texts to show one."""
+    monkeypatch.setattr(MLM, "texts_per_sample", 3)
+    made = built(tok).eval()
+    assert made.texts_per_sample == 3
+    view = TaskToy(made.feed(), tok).views.views["clm"]
+    examples = [view[i]._replace(extra={"task": "clm"}) for i in range(6)]
+    assert len(made.samples(examples, 0)) == 2
+
+
 def test_a_task_that_predicts_no_tokens_is_left_out(tok: Tokenizer) -> None:
     """Beside one that does; where there is none, the message says so."""
     seed_everything(0, verbose=False)

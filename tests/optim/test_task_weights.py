@@ -98,6 +98,17 @@ def test_gradient_norms_are_brought_together() -> None:
     assert factors(made) == pytest.approx([2 * 0.85 / 1.9, 2 * 1.05 / 1.9])
 
 
+def test_a_task_that_lags_behind_may_have_the_larger_norm() -> None:
+    """Shares and targets as above; norms 1.3 and 2.7. With alpha 1.5 the first is too large (1.2073), the second too small (2.9157).
+
+    With alpha 1 it would be the other way round (1.4286, 2.5714), as without shares (2, 2). Slopes 0.65 and -1.35: 0.935 and 1.135.
+    """
+    made = weights(kind="gradnorm", lr=0.1)
+    made.end(Seen({"a": 4.0, "b": 2.0}, {"a": 2.0, "b": 2.0}))
+    made.end(Seen({"a": 2.0, "b": 1.8}, {"a": 1.3, "b": 2.7}))
+    assert factors(made) == pytest.approx([2 * 0.935 / 2.07, 2 * 1.135 / 2.07])
+
+
 def test_gradient_norms_meet_on_a_quadratic() -> None:
     """Two tasks with gradients of norms 10 w1 and w2 that fall alike: norms are equal at w1 = 2/11, w2 = 20/11."""
     made = weights(kind="gradnorm", lr=0.002)

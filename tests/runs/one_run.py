@@ -87,6 +87,9 @@ MULTITASK: dict[str, Callable[..., Objective]] = {
     "multitask_turns": _multitask(
         ("mlm", "clm"), sampling=TaskSampling(regime="temperature", temperature=2.0), weighting=WeightingConfig(kind="dwa", period=2)
     ),
+    "multitask_rests": _multitask(
+        ("mlm", "clm"), sampling=TaskSampling(regime="round_robin"), weighting=WeightingConfig(kind="uncertainty")
+    ),
     "multitask_contrastive": _multitask(("mlm", "contrastive"), weighting=WeightingConfig(kind="uncertainty")),
 }
 """Several tasks on one backbone: one of them in turn, or all of them, of which one may have passes of its own."""

@@ -122,6 +122,17 @@ def test_two_ranks_with_accumulation(place: Place, objective: str) -> None:
     two_ranks(place, objective, micro=2)
 
 
+@FORKS
+def test_what_belongs_to_an_absent_task_rests_on_two_ranks(place: Place) -> None:
+    """Ranks exchange a gradient of 0 for it, by which AdamW would decay it and carry it on."""
+    settings = {**PLAIN, "optimizer": "adamw", "lr": 0.01, "objective": "multitask_rests", "dropout": 0.0}
+    one_run.main(place.settings("rests-1", name="rests-1", micro=8, **settings))
+    forked(partial(one_run.main, place.settings("rests-2", name="rests-2", micro=4, devices=2, **settings)))
+    first, second = place.result("rests-1")["weights"], place.result("rests-2")["weights"]
+    own = [name for name in first if name.startswith(("tasks.", "weights."))]
+    assert own and [name for name in own if (first[name] - second[name]).abs().max() > 1e-3] == []
+
+
 @pytest.fixture(scope="module", params=["multitask_turns", "multitask_norms"])
 def finished(request: pytest.FixtureRequest, place: Place) -> Path:
     name = f"left-{request.param}"
