@@ -111,6 +111,13 @@ def test_weights_are_drawn_anew_in_place(name: str) -> None:
     assert after["embedding.weight"].std().item() == pytest.approx(0.5, rel=0.2)
 
 
+@pytest.mark.parametrize("name", ["bengio", "rnn", "lstm"])
+def test_the_last_states_are_dropped_too(name: str) -> None:
+    """Half of them are 0, and the others doubled (Zaremba et al. 2014, section 3.2); no cell gives a state of 0 itself."""
+    states = built(name, dropout=0.5).train()(tokens())
+    assert 0.3 < float((states == 0).float().mean()) < 0.7
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_dropout_acts_in_training_only(name: str) -> None:
     backbone, ids = built(name, dropout=0.5), tokens()
