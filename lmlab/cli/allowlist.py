@@ -100,6 +100,8 @@ def scan(settings: Mapping[str, Any], packages: Sequence[str] = (), file: Config
         where = file.where(key) if file else f"--{key}"
         if _names_class(key):
             _check_class(value, packages, where)
+            if "." not in value and {"corpus", "corpora"} & set(_parts(key)):  # the parser knows no short names of what is built later
+                raise ConfigError(f"'{value}' is no class path", where=where, remedy=f"write lmlab.data.corpus.{value}")
         leaf = _parts(key)[-1]
         if leaf.endswith(PLACE_ENDINGS) and leaf != "class_path" and SCHEME.match(value):
             raise ConfigError(

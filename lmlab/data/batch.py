@@ -100,10 +100,11 @@ class Feed:
         loss_over: `batch` if the examples of a step are compared with each other. Then a rank's share of the step is handed out as
             one batch, so that the size of a micro-batch does not decide what is compared; the objective cuts it into passes itself.
         min_tokens: Shorter sentences are left out; only for single sentences.
+        num_texts: How many texts of a tuple are read; only for tuples, which may have one more.
         min_examples: Fewest examples that a batch, over all ranks, makes sense with: 2 where they are compared with each other.
     """
 
-    view: Literal["blocks", "sentences", "sentence_pairs"]
+    view: Literal["blocks", "sentences", "sentence_pairs", "tuples"]
     length: int
     collate: Collator
     eval_collate: Collator
@@ -114,6 +115,7 @@ class Feed:
     negatives: Literal["none", "document", "order"] = "none"
     loss_over: Literal["examples", "batch"] = "examples"
     min_tokens: int = 1
+    num_texts: int = 2
     min_examples: int = 1
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class CorpusModule(Recorded, LightningDataModule):
 
     def __init__(  # noqa: PLR0913  each is a setting of its own on the command line
         self,
-        corpus: str | PathLike[str] | dict[str, Any],
+        corpus: dict[str, Any] | str | PathLike[str],
         tokenizer: Tokenizer | None = None,
         feed: Feed | TaskFeeds | Mapping[str, Feed] | None = None,
         *,

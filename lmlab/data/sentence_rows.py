@@ -98,8 +98,8 @@ class SentenceRows:
                 if extra.get(key) is None:
                     raise DataError(
                         f"example {example.index} has no {key}",
-                        why="it is to be compared with a text that the data gives; a corpus gives none",
-                        remedy=f"train from a data module whose examples have extra['{key}'], or choose other positives",
+                        why="it is to be compared with a text that the data gives, and its tuples are too short for that",
+                        remedy="name another field in TupleCorpus.fields, or do without hard negatives",
                     )
                 found.append(np.asarray(extra[key], np.int64))
         room = self.length - len(self.prefix) - len(self.suffix)

@@ -61,14 +61,14 @@ class ContrastConfig:
         self._needs("dup_rate", self.positives == "word_repetition", "set positives to word_repetition")
         self._needs("hard_negative_weight", self.hard_negatives != "none", "set hard_negatives to labelled")
         self._needs("mask_prob", self.mlm_weight > 0, "set mlm_weight above 0")
-        self._needs("min_tokens", self.positives != "neighbours", "passages are as long as fits")
+        self._needs("min_tokens", self.positives not in ("neighbours", "labelled"), "read single sentences")
         labelled = self.hard_negatives == "none" or self.positives == "labelled"
         require(labelled, self, "hard_negatives", "they come from labelled data, as the positives do", "set positives to labelled")
 
     @property
     def fewest_tokens(self) -> int:
         """Raw tokens of the shortest sentence that is read."""
-        return 1 if self.positives == "neighbours" else 5 if self.min_tokens is None else self.min_tokens
+        return 1 if self.positives in ("neighbours", "labelled") else 5 if self.min_tokens is None else self.min_tokens
 
     def _needs(self, name: str, is_read: bool, remedy: str) -> None:
         default = next(field.default for field in fields(self) if field.name == name)

@@ -107,7 +107,7 @@ class Contrastive(VectorObjective):
             )
 
         return Feed(
-            view="sentence_pairs" if pairs else "sentences",
+            view="sentence_pairs" if pairs else "tuples" if contrast.positives == "labelled" else "sentences",
             # a pair has one prefix, and room for two texts
             length=2 * self.length - len(self._specials[0]) if pairs else self.length,
             collate=collator(masked and masked.collate),
@@ -115,6 +115,7 @@ class Contrastive(VectorObjective):
             prefix=self._specials[0],
             suffix=self._specials[1],
             min_tokens=contrast.fewest_tokens,
+            num_texts=2 if contrast.hard_negatives == "none" else 3,
             loss_over="batch",
             min_examples=2,
         )

@@ -175,3 +175,11 @@ def test_the_shipped_configs_are_admitted() -> None:
     for path in configs:
         if re.search(r"^model:\n  class_path:", path.read_text(encoding="utf-8"), re.MULTILINE):
             assert admit(["fit", "-c", str(path)]).packages == ()
+
+
+@pytest.mark.parametrize("key", ["data.corpus.class_path", "data.init_args.corpora.mlm.class_path"])
+def test_a_corpus_has_its_whole_name(key: str) -> None:
+    """What is built when the data is prepared, the parser cannot look up."""
+    with pytest.raises(ConfigError, match=r"TextCorpus") as caught:
+        admit(["fit", "-c", str(Path(__file__).parents[2] / "configs/pretrain/mlm.yaml"), f"--{key}=TextCorpus"])
+    assert "lmlab.data.corpus.TextCorpus" in (caught.value.remedy or "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,7 @@ from lmlab.cli.overlays import is_base
 from lmlab.cli.running import LabCLI
 from lmlab.config import leaves
 from lmlab.data.module import CorpusModule
+from lmlab.data.store.reading import StoreConfig
 from lmlab.data.tokenizer import tokenizer_for
 from lmlab.errors import ConfigError
 from lmlab.run.directory import RunDirectory
@@ -106,22 +108,31 @@ def test_a_config_runs_and_its_checkpoint_measures_the_same(path: Path, tmp_path
     text = tmp_path / "text.txt"
     sentence = "She had been to {} with her sister, and was not sorry to be home again before the rain. "
     text.write_text("\n\n".join(sentence.format(f"place {n}") * 4 for n in range(150)), encoding="utf-8")
-    quick = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--data.corpus={text}", "--tokenizer.vocab_size=500"]
+    corpus: str = str(text)
+    if read_config(path).tree["data"]["init_args"].get("corpus") == "handbook":  # texts that go together
+        tuples = tmp_path / "tuples.jsonl"
+        sides = [{f: sentence.format(f"{f} {n}") for f in ("text", "translation", "beside")} for n in range(150)]
+        tuples.write_text("".join(f"{json.dumps(row)}\n" for row in sides), encoding="utf-8")
+        fields = "[text, translation, beside]"
+        corpus = f"{{class_path: lmlab.data.corpus.TupleCorpus, init_args: {{paths: [{tuples}], fields: {fields}}}}}"
+    quick = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--data.corpus={corpus}", "--tokenizer.vocab_size=500"]
     tiny = TINY_OF.get(objective_in(path), TINY)
     assert main(["fit", "-c", str(path), "-c", str(CONFIGS / "debug/smoke.yaml"), *tiny, *quick]) == 0
     [run] = list_runs()
     record = Record.load(run.record_path)
     assert (record.status, record.spent["steps"]) == ("finished", 2)
-    assert measured(run, text) == pytest.approx(record.metrics["val/loss"], rel=SAME)
+    assert measured(run) == pytest.approx(record.metrics["val/loss"], rel=SAME)
 
 
-def measured(run: RunDirectory, text: Path) -> float:
+def measured(run: RunDirectory) -> float:
     """The validation loss of what `lmlab.load` returns, summed here and by no trainer."""
     objective = lmlab.load(run.path, "last")
     config = read_config(run.config_path).tree
-    tokenizer = tokenizer_for(str(text), TokenizerConfig(**config["tokenizer"]))
+    corpus = config["data"]["init_args"]["corpus"]
+    tokenizer = tokenizer_for(corpus, TokenizerConfig(**config["tokenizer"]))
     assert tokenizer.fingerprint == objective.tokenizer.fingerprint
-    data = CorpusModule(str(text), objective.tokenizer, objective.feed(), global_batch_size=4, eval_examples=8)
+    store = StoreConfig(**config["data"]["init_args"]["store"])
+    data = CorpusModule(corpus, objective.tokenizer, objective.feed(), global_batch_size=4, eval_examples=8, store=store)
     data.setup("validate")
     sums: dict[str, list[float]] = {}
     with torch.inference_mode():

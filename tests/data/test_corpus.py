@@ -35,7 +35,8 @@ def write(path: Path, content: str | bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "num_documents", "beginning"), [("austen", 269, "Emma Woodhouse"), ("sanguo", 140, "滚滚长江"), ("songci", 20480, "气和玉烛")]
+    ("name", "num_documents", "beginning"),
+    [("austen", 269, "Emma Woodhouse"), ("sanguo", 140, "滚滚长江"), ("songci", 20480, "气和玉烛"), ("handbook", 2719, "The Debian")],
 )
 def test_embedded_texts(name: Any, num_documents: int, beginning: str) -> None:
     corpus = EmbeddedCorpus(name=name)

@@ -56,7 +56,7 @@ def test_labelled_texts_come_in_order() -> None:
     assert batch["tokens"].tolist() == [4] and batch["texts"].shape == (1, 3)
     with pytest.raises(DataError, match="no negative_ids"):
         collator("labelled", hard_negatives="labelled")([example([5], positive_ids=[4])], seed=0)
-    with pytest.raises(DataError, match=r"no positive_ids(.|\n)*a corpus gives none"):
+    with pytest.raises(DataError, match=r"no positive_ids(.|\n)*tuples are too short"):
         collator("labelled")([example([5])], seed=0)
 
 

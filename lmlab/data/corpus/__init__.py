@@ -8,6 +8,7 @@ from lmlab.data.corpus.mixture import MixtureCorpus
 from lmlab.data.corpus.opening import open_corpus
 from lmlab.data.corpus.parquet import ParquetCorpus
 from lmlab.data.corpus.text import TextCorpus
+from lmlab.data.corpus.tuples import TupleCorpus
 
 __all__ = [
     "Corpus",
@@ -18,5 +19,6 @@ __all__ = [
     "MixtureCorpus",
     "ParquetCorpus",
     "TextCorpus",
+    "TupleCorpus",
     "open_corpus",
 ]

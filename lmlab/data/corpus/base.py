@@ -20,12 +20,14 @@ class Document(NamedTuple):
         source: `file:line` or `file row N`, for messages.
         repeat: 0, or another number for each further time that a mixture gives the document; a repeat on purpose is no duplicate.
         part: Part of the mixture that it comes from; empty without a mixture.
+        by_line: Whether its lines are several texts that go together, instead of one text with sentences.
     """
 
     text: str
     source: str
     repeat: int = 0
     part: str = ""
+    by_line: bool = False
 
 
 class Corpus(ABC):

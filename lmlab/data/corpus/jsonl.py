@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,8 @@ class JsonlCorpus(Corpus):
 
     def documents(self) -> Iterator[Document]:
         """One document for each line that is not blank."""
-        for path in find_files(self.paths):
-            with open_binary(path) as file:
-                for number, line in enumerate(file, start=1):
-                    line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-                    if not line.isspace() and line:
-                        source = f"{path}:{number}"
-                        yield Document(text_field(_parse(line, source), self.field, source), source)
+        for row, source in read_rows(self.paths):
+            yield Document(text_field(row, self.field, source), source)
 
     def characters_at_most(self) -> float:
         """One for each byte of the files, unless some are packed."""
@@ -54,6 +49,24 @@ class JsonlCorpus(Corpus):
     def describe(self) -> dict[str, Any]:
         """Settings, and the number and size of the files."""
         return describe_files(self, self.paths)
+
+
+def read_rows(paths: Sequence[str]) -> Iterator[tuple[Any, str]]:
+    """The lines of files that are not blank, read as JSON, and where each stands.
+
+    Args:
+        paths: Files or globs.
+
+    Raises:
+        DataError: If a line is not valid JSON.
+    """
+    for path in find_files(paths):
+        with open_binary(path) as file:
+            for number, line in enumerate(file, start=1):
+                line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+                if not line.isspace() and line:
+                    source = f"{path}:{number}"
+                    yield _parse(line, source), source
 
 
 def text_field(row: Any, field: str, source: str) -> str:

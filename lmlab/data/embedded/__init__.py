@@ -10,6 +10,7 @@ EMBEDDED = {
     "austen": "six novels of Jane Austen, English",
     "sanguo": "三国演义 and 论语, Chinese",
     "songci": "宋词, 20,480 poems of the Song dynasty, Chinese",
+    "handbook": "The Debian Administrator's Handbook, 2,719 paragraphs in English and Chinese",
 }
 """Names of the embedded texts, and what they are."""
 
@@ -21,7 +22,7 @@ def embedded_path(name: str) -> Path:
         name: A key of `EMBEDDED`.
 
     Returns:
-        A gzipped JSONL file with the fields `title`, `text` and `source`.
+        A gzipped JSONL file; the README beside this file names its fields.
 
     Raises:
         ConfigError: If there is no text of that name.

@@ -41,22 +41,34 @@ class Encoder:
         self._token_bytes = np.asarray(tokenizer.token_bytes(), dtype=np.int64)
         self._splits_at_punctuation = _splits_at_punctuation(tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> Iterator[Encoded]:
+    def encode(self, texts: Sequence[str], by_line: Sequence[bool] | None = None) -> Iterator[Encoded]:
         """Encodes documents in their order, a few at a time.
 
         Args:
             texts: Documents of any length.
+            by_line: Whose lines are texts of their own, see `Document`: each is encoded alone, without the line break, and `sentences`
+                says where they begin. None: nobody's.
 
         Yields:
             One result for each.
         """
-        encode = self._by_sentence if self._splits_at_punctuation else self._whole
-        for batch in _batches(texts):
-            yield from encode(batch)
+        flags = [False] * len(texts) if by_line is None else by_line
+        kinds = {False: self._by_sentence if self._splits_at_punctuation else self._whole, True: self._by_line}
+        results = {
+            flag: itertools.chain.from_iterable(map(kinds[flag], _batches([t for t, f in zip(texts, flags, strict=True) if f == flag])))
+            for flag in kinds
+        }
+        for flag in flags:
+            yield next(results[flag])
 
     def _by_sentence(self, texts: Sequence[str]) -> Iterator[Encoded]:
         """For BERT's tokenizers: no token crosses the end of a sentence, so sentences can be encoded on their own."""
-        parts = [_cut(text, sentence_starts(text)) for text in texts]
+        return self._apart(texts, [_cut(text, sentence_starts(text)) for text in texts])
+
+    def _by_line(self, texts: Sequence[str]) -> Iterator[Encoded]:
+        return self._apart(texts, [text.split("\n") for text in texts])
+
+    def _apart(self, texts: Sequence[str], parts: Sequence[list[str]]) -> Iterator[Encoded]:
         ids = iter(self.tokenizer.encode_batch([sentence for part in parts for sentence in part]))
         for text, part in zip(texts, parts, strict=True):
             yield _joined(text, list(itertools.islice(ids, len(part))))

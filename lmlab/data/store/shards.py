@@ -115,7 +115,7 @@ class ShardWriter:
         """
         counts = CleaningCounts()
         documents = list(clean(raw.documents, self.cleaning, counts))
-        encoded = list(encoder.encode([document.text for document in documents]))
+        encoded = list(encoder.encode([document.text for document in documents], [document.by_line for document in documents]))
         shard = _join(documents, encoded, self.tokenizer.vocab_size)
         counts.num_empty += len(documents) - len(shard.lengths)
         counts.num_kept -= len(documents) - len(shard.lengths)
@@ -183,7 +183,7 @@ def _marks(raw: RawShard) -> list[Any]:
     digest = hashlib.blake2b(digest_size=16)
     for document in raw.documents:
         text = document.text.encode("utf-8", "surrogatepass")
-        digest.update(f"{document.repeat} {document.part} {len(text)} ".encode("utf-8", "surrogatepass"))
+        digest.update(f"{document.repeat} {document.part} {document.by_line} {len(text)} ".encode("utf-8", "surrogatepass"))
         digest.update(text)
     return [raw.documents[0].source, raw.documents[-1].source, len(raw.documents), digest.hexdigest()]
 

@@ -9,10 +9,11 @@ from lmlab.data.store import TokenStore
 from lmlab.data.views.base import View
 from lmlab.data.views.blocks import BlockView
 from lmlab.data.views.sentences import SentencePairView, SentenceView
+from lmlab.data.views.tuples import TupleView
 from lmlab.errors import ConfigError
 from lmlab.tokenizer import Tokenizer
 
-__all__ = ["BlockView", "SentencePairView", "SentenceView", "View", "make_view"]
+__all__ = ["BlockView", "SentencePairView", "SentenceView", "TupleView", "View", "make_view"]
 
 
 def make_view(store: TokenStore, feed: Feed, tokenizer: Tokenizer) -> View:
@@ -28,7 +29,12 @@ def make_view(store: TokenStore, feed: Feed, tokenizer: Tokenizer) -> View:
         DataError: If the text is too short for a single example.
     """
     store.check_tokenizer(tokenizer.fingerprint)
-    kinds: dict[str, type[View]] = {"blocks": BlockView, "sentences": SentenceView, "sentence_pairs": SentencePairView}
+    kinds: dict[str, type[View]] = {
+        "blocks": BlockView,
+        "sentences": SentenceView,
+        "sentence_pairs": SentencePairView,
+        "tuples": TupleView,
+    }
     if feed.length < 1 or feed.lookahead < 0:
         raise ConfigError(f"an example of {feed.length} tokens is not possible", where="length", remedy="set a positive length")
     if feed.lookahead and feed.view != "blocks":
