@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from lmlab.run.record import Record
+from tests.ranks import forked
 from tests.runs import one_run
 from tests.runs.conftest import Place, start
 
 RTOL = 1e-6  # float32 sums taken in another order
 ATOL = 2e-6
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
 PLAIN = {"dropout": 0.0, "optimizer": "sgd", "lr": 0.5, "steps": 5, "checkpoints": 1}  # SGD shows any error of scale
 
 
@@ -28,23 +32,26 @@ def test_one_process(place: Place, objective: str) -> None:
     assert same(*found)
 
 
-def two_ranks(place: Place, objective: str, micro: int) -> None:
-    alone, together = f"alone-{objective}-{micro}", f"ddp-{objective}-{micro}"
+@pytest.mark.parametrize(
+    ("objective", "micro", "launcher"),
+    [
+        *((objective, 4, "fork") for objective in one_run.OBJECTIVES),
+        *(pytest.param(objective, 2, "fork", marks=pytest.mark.slow) for objective in one_run.OBJECTIVES),
+        pytest.param("mlm", 4, "torchrun", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_two_ranks(place: Place, objective: str, micro: int, launcher: str) -> None:
+    alone, together = f"alone-{objective}-{micro}", f"ddp-{objective}-{micro}-{launcher}"
     one_run.main(place.settings(alone, name=alone, objective=objective, micro=8, **PLAIN))
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
-    start(place.settings(together, name=together, objective=objective, micro=micro, devices=2, **PLAIN), launcher)
+    settings = place.settings(together, name=together, objective=objective, micro=micro, devices=2, **PLAIN)
+    if launcher == "fork":
+        forked(partial(one_run.main, settings))
+    else:
+        start(
+            settings, ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+        )
     assert same(place.result(alone)["weights"], place.result(together)["weights"])
-
-
-def test_two_ranks_with_half_of_each_batch(place: Place) -> None:
-    two_ranks(place, "mlm", micro=4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("micro", [4, 2])
-@pytest.mark.parametrize("objective", one_run.OBJECTIVES)
-def test_two_ranks(place: Place, objective: str, micro: int) -> None:
-    two_ranks(place, objective, micro)
 
 
 def test_ranks_that_lightning_starts_share_one_folder(place: Place) -> None:

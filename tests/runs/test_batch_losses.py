@@ -15,7 +15,6 @@ from tests.runs.conftest import Place
 
 FLOAT_NOISE = 1e-6  # of the largest weight: float32 sums taken in another order
 PLAIN = {"dropout": 0.0, "optimizer": "sgd", "lr": 0.5, "steps": 5, "checkpoints": 1}  # SGD shows any error of scale
-RANKS = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
+from tests.ranks import forked
 from tests.runs import one_run
 from tests.runs.conftest import Place, start
 
@@ -14,12 +17,22 @@ STEPS = 14
 OBJECTIVES = list(one_run.OBJECTIVES)
 
 
-def check_resume(place: Place, name: str, objective: str, *, kill_at: int, workers: tuple[int, int], **given: Any) -> None:
-    """Straight through; killed and resumed in new processes; then every batch, loss, rate and weight is compared."""
+def begin(settings: dict[str, Any], exit_code: int) -> None:
+    start(settings, check=lambda code: code == exit_code)
+
+
+def fork(settings: dict[str, Any], exit_code: int) -> None:
+    forked(partial(one_run.main, settings), num_ranks=1, exit_code=exit_code)
+
+
+def check_resume(
+    place: Place, name: str, objective: str, *, kill_at: int, workers: tuple[int, int], run: Any = begin, **given: Any
+) -> None:
+    """Straight through; killed and resumed in processes of their own; then every batch, loss, rate and weight is compared."""
     common = {"objective": objective, "steps": STEPS, "checkpoints": STEPS, **given}
-    start(place.settings(f"{name}-straight", name=f"{name}-straight", num_workers=workers[0], **common))
-    start(place.settings(f"{name}-killed", name=name, num_workers=workers[0], kill_at=kill_at, **common), check=lambda code: code == -9)
-    start(place.settings(f"{name}-resumed", name=name, num_workers=workers[1], resume="must", **common))
+    run(place.settings(f"{name}-straight", name=f"{name}-straight", num_workers=workers[0], **common), 0)
+    run(place.settings(f"{name}-killed", name=name, num_workers=workers[0], kill_at=kill_at, **common), -signal.SIGKILL)
+    run(place.settings(f"{name}-resumed", name=name, num_workers=workers[1], resume="must", **common), 0)
     straight, killed, resumed = (place.diary(f"{name}-{part}") for part in ("straight", "killed", "resumed"))
     assert len(straight) == 2 * STEPS, "two micro-batches a window"
     assert (kill_at * one_run.GLOBAL_BATCH, 0) in killed and (kill_at * one_run.GLOBAL_BATCH, 1) not in killed, "killed inside a window"
@@ -31,8 +44,10 @@ def check_resume(place: Place, name: str, objective: str, *, kill_at: int, worke
     assert weights.keys() == again.keys() and all(torch.equal(weights[k], again[k]) for k in weights)
 
 
-def test_killed_inside_a_window_with_other_workers(place: Place) -> None:
-    check_resume(place, "resume-mlm", "mlm", kill_at=8, workers=(0, 2))
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_killed_inside_a_window_with_other_workers(place: Place, objective: str) -> None:
+    check_resume(place, f"resume-{objective}", objective, kill_at=8, workers=(0, 2), run=fork)
 
 
 @pytest.mark.slow
@@ -44,7 +59,7 @@ def test_killed_early_and_late(place: Place, objective: str, kill_at: int) -> No
 
 @pytest.mark.slow
 def test_counts_are_resumed(place: Place) -> None:
-    check_resume(place, "resume-ngram", "ngram", kill_at=4, workers=(2, 0))
+    check_resume(place, "resume-counts", "ngram", kill_at=4, workers=(2, 0))
 
 
 @pytest.mark.slow
