@@ -19,7 +19,8 @@ from lmlab.budget import BudgetConfig
 from lmlab.cache import atomic_file
 from lmlab.checkpoint import AtomicCheckpointIO, description_of, read_checkpoint, trained_weights
 from lmlab.cli.allowlist import Admitted
-from lmlab.cli.suggestions import COMMANDS, explain, parser_kwargs, where_written
+from lmlab.cli.parser import StrictParser, parser_kwargs
+from lmlab.cli.suggestions import COMMANDS, explain, where_written
 from lmlab.data.cleaning import CleaningConfig
 from lmlab.data.tokenizer import tokenizer_for
 from lmlab.errors import CheckpointError, ConfigError, LabError
@@ -52,6 +53,7 @@ class LabCLI(LightningCLI):
             super().__init__(
                 Objective,
                 LightningDataModule,
+                parser_class=StrictParser,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 trainer_defaults=dict(TRAINER_DEFAULTS),

@@ -60,13 +60,6 @@ class _Question(NamedTuple):
     arguments: Sequence[str]
 
 
-def parser_kwargs() -> dict[str, Any]:
-    """Arguments for LightningCLI's parsers: raise instead of exit, take no abbreviations, keep the usage to one line."""
-    own = {"exit_on_error": False, "allow_abbrev": False}
-    usage = {name: {**own, "usage": f"lmlab {name} -c CONFIG [-c OVERLAY] [--section.key VALUE]"} for name in COMMANDS}
-    return {**own, **usage}
-
-
 def explain(
     error: Exception | str, parser: ArgumentParser | None = None, files: Sequence[ConfigFile] = (), arguments: Sequence[str] = ()
 ) -> LabError:

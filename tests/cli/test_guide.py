@@ -10,7 +10,7 @@ import pytest
 
 from lmlab.cli import main
 from lmlab.cli.guide import COMMANDS, GROUPS, guide
-from lmlab.cli.suggestions import parser_kwargs
+from lmlab.cli.parser import StrictParser
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ def test_settings_it_names_are_settings(capsys: pytest.CaptureFixture[str]) -> N
         else:
             missing = [key for key in keys if f"--{key}" not in printed]
         assert missing == []
-    assert parser_kwargs()["allow_abbrev"] is False
+    assert not StrictParser().allow_abbrev
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lmlab.cli.config_file import read_config
-from lmlab.cli.suggestions import explain, parser_kwargs, where_written
+from lmlab.cli.parser import parser_kwargs
+from lmlab.cli.suggestions import explain, where_written
 from lmlab.errors import BudgetError, ConfigError
 from tests.cli.toy import BASE, NAME, parse, write
 
@@ -59,6 +60,7 @@ def test_a_wrong_setting_in_a_file(tmp_path: Path, overlay: str, line: int, what
     ("arguments", "where", "what", "remedy"),
     [
         (["--model.mask_prb", "0.3"], "--model.mask_prb", "model.mask_prb", "did you mean 'model.mask_prob'?"),
+        (["--model.backbone.hidden_siz=8"], "--model.backbone.hidden_siz", "backbone.hidden_siz", "did you mean"),
         (["--model.backbone.hiden_size=3"], "--model.backbone.hiden_size", "hiden_size", "did you mean 'model.backbone.hidden_size'?"),
         (["--modle.backbone.hidden_size=3"], "--modle.backbone.hidden_size", "modle", "did you mean 'model.backbone.hidden_size'?"),
         (["--trainer.max_step", "3"], "--trainer.max_step", "trainer.max_step", "did you mean 'trainer.max_steps'?"),  # no abbreviations

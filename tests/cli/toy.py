@@ -12,7 +12,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lmlab.cli.allowlist import Admitted, admit
-from lmlab.cli.suggestions import explain, parser_kwargs
+from lmlab.cli.parser import StrictParser, parser_kwargs
+from lmlab.cli.suggestions import explain
 
 NAME = "tests.cli.toy"
 
@@ -77,6 +78,7 @@ class ToyCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=False,
+            parser_class=StrictParser,
             parser_kwargs=parser_kwargs(),
             args=admitted.arguments,
         )
