@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -135,34 +136,26 @@ def _made_with(run: RunDirectory, tree: Mapping[str, Any]) -> bool:
 
 
 def markdown(techniques: Sequence[Technique]) -> str:
-    """The page: one table of what is where, one of what has a likelihood, and one of what is measured in units of its own.
+    """The page: one table of what each gives, and one of where it is from and where it is written.
 
     Args:
-        techniques: In the order in which they are shown; the second table is sorted, for there all figures are of one kind.
+        techniques: In the order in which they are shown. Those with bits per byte come first, the best of them first of all, for these
+            figures are of one kind; the others keep their order, for theirs are not.
     """
-    rows = [f"| {t.title} | {t.source} | `{t.code}` | `{t.path}` |" for t in techniques]
-    lines = ["## Where each is", "", "| technique | source | code | config |", "|---|---|---|---|", *rows, ""]
-    bits = [(figure, t) for t in techniques for figure in t.figures() if figure.metric == "bits_per_byte"]
-    lines += ["## With a likelihood: bits per byte", "", "Lower is better; all on the same held-out text.", ""]
-    lines += ["| technique | bits per byte | parameters | tokens | FLOPs | seeds |", "|---|---|---|---|---|---|"]
-    for figure, t in sorted(bits, key=lambda pair: pair[0].mean):
-        lines.append(f"| {t.title} | {str(figure).removesuffix(' bits per byte')} | {_spent(t)} |")
-    lines += [
-        "",
-        "## In units of their own: not ranked",
-        "",
-        "What one of them measures, another does not; a figure compares with the anchor that",
-    ]
-    lines += [
-        "its config names, and with itself.",
-        "",
-        "| technique | figures | parameters | tokens | FLOPs | seeds |",
-        "|---|---|---|---|---|---|",
-    ]
+    bits, others = {}, {}
     for t in techniques:
-        others = [str(figure) for figure in t.figures() if figure.metric != "bits_per_byte"]
-        if others or not t.records:
-            lines.append(f"| {t.title} | {'; '.join(others) or 'not measured yet'} | {_spent(t)} |")
+        figures = {figure.metric: figure for figure in t.figures()}
+        bits[t.title] = figures.pop("bits_per_byte", None)
+        others[t.title] = list(figures.values())
+    ranked = sorted(techniques, key=lambda t: figure.mean if (figure := bits[t.title]) else math.inf)
+    lines = ["## What each gives", "", "| technique | config | bits per byte | in units of its own | parameters | tokens | FLOPs | seeds |"]
+    lines.append("|---" * 8 + "|")
+    for t in ranked:
+        likelihood = str(bits[t.title] or "").removesuffix(" bits per byte")
+        own = "; ".join(map(str, others[t.title])) if t.records else "not measured yet"
+        lines.append(f"| {t.title} | `{t.path}` | {likelihood} | {own} | {_spent(t)} |")
+    lines += ["", "## Where each is from, and where it is written", "", "| technique | source | code |", "|---|---|---|"]
+    lines += [f"| {t.title} | {t.source} | `{t.code}` |" for t in techniques]
     return "\n".join(lines) + "\n"
 
 
@@ -170,7 +163,7 @@ def _spent(technique: Technique) -> str:
     """Parameters, tokens and FLOPs of the first run, and how many there are."""
     records = list(technique.records.values())
     if not records:
-        return " | | |"
+        return " | | | "
     first = records[0]
     cells = [compact(first.num_parameters or 0), compact(first.spent.get("tokens", 0)), compact(first.spent.get("flops", 0), "si")]
     return " | ".join([*cells, str(len(records))])

@@ -70,11 +70,12 @@ def test_only_likelihoods_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixtu
         run(root, config(tmp_path, name, name), 0, metrics)
     config(tmp_path, "untrained", "untrained")
     assert main(["techniques", "--configs", str(tmp_path), "--root", str(root)]) == 0
-    _, ranked, others = capsys.readouterr().out.split("## ")[1:]
-    assert ranked.index("better | 1.000") < ranked.index("worse | 2.000 | 1.3")
-    assert "accuracy" not in ranked and "masked" not in ranked
-    assert others.index("a-masked | 20.0 %") < others.index("b-masked | 90.0 %"), "in the order of the files, not of the figures"
-    assert "untrained | not measured yet" in others
+    _, figures, sources = capsys.readouterr().out.replace("\u202f", " ").split("## ")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in figures.splitlines()[4:-1]]
+    assert [row[0] for row in rows] == ["better", "worse", "a-masked", "b-masked", "untrained"], "without a likelihood: as the files stand"
+    assert rows[0][2:] == ["1.000", "", "1.3 M", "2 M", "15 T", "1"]
+    assert rows[2][2:4] == ["", "20.0 % of the tokens right"] and rows[4][2:] == ["", "not measured yet", "", "", "", ""]
+    assert "| better | Somebody 1990, equation 1 | `lmlab/objectives/clm.py` |" in sources
 
 
 def test_the_table_goes_below_its_mark(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_the_table_goes_below_its_mark(tmp_path: Path) -> None:
     assert main(arguments) == 2, "no mark"
     page.write_text("# Title\n\n<!-- table -->\nold")
     assert main(arguments) == 0
-    assert page.read_text().startswith("# Title\n\n<!-- table -->\n\n## Where") and "old" not in page.read_text()
+    assert page.read_text().startswith("# Title\n\n<!-- table -->\n\n## What") and "old" not in page.read_text()
 
 
 def test_a_config_without_a_source_is_refused(tmp_path: Path) -> None:
