@@ -80,7 +80,8 @@ def test_every_parameter_gets_a_gradient(name: str, tok: Tokenizer) -> None:
     made = built(name, tok)
     batch = batches(name, tok)[0]
     made(batch).total(batch["counts"]).backward()
-    assert [n for n, p in made.named_parameters() if p.grad is None or not p.grad.any()] == []
+    bad = [n for n, p in made.named_parameters() if p.grad is None or not p.grad.any() or not p.grad.isfinite().all()]
+    assert bad == []
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
