@@ -161,12 +161,10 @@ class MLM(TokenObjective):
             length = len(example.input_ids)
             masked = batch["labels"][row, :length].numpy() != IGNORE_INDEX
             filled = np.where(masked, choices[row, :length].cpu().numpy(), example.input_ids)
-            texts = self.tokenizer.pieces(filled.tolist())
-            pieces = [
-                Piece(text=text, by="model", truth=self.tokenizer.decode([int(example.input_ids[i])]), probability=probs[row, i].item())
-                if masked[i]
-                else Piece(text=text)
-                for i, text in enumerate(texts)
+            texts, truths = (self.tokenizer.pieces(ids.tolist()) for ids in (filled, example.input_ids))
+            pieces = [  # the corpus's from the corpus: half a character between masks would read otherwise at each stage
+                Piece(text=text, by="model", truth=truth, probability=probs[row, i].item()) if masked[i] else Piece(text=truth)
+                for i, (text, truth) in enumerate(zip(texts, truths, strict=True))
             ]
             samples.append(Sample(step=step, pieces=merge(pieces)))
         return samples

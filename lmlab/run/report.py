@@ -24,7 +24,7 @@ from lmlab.run.record import Record
 from lmlab.run.redaction import redact, redact_text
 from lmlab.run.samples import read_samples
 from lmlab.run.sections import cost, header, outcome, section
-from lmlab.run.written import heading, written
+from lmlab.run.written import written
 
 
 def write_report(run: RunDirectory) -> Path:
@@ -63,7 +63,7 @@ def render_report(run: RunDirectory, metrics: Metrics) -> str:
     parts = {
         "What came out": outcome(record, metrics),
         "Curves": curves(metrics),
-        heading(samples): written(samples),
+        **written(samples),
         "What it cost": cost(record),
         "Repeat it": _repeat(run, record, environment),
         "Machine": _machine(environment),

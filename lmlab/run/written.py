@@ -15,44 +15,45 @@ MAX_CHARACTERS = 3000  # of one piece
 NOTHING = "∅"  # an underline below nothing would not be seen
 
 
-def heading(samples: Sequence[Sample]) -> str:
-    """What to call it."""
-    return "What it finds alike" if _searches(samples) else "What it wrote"
+def written(samples: Sequence[Sample]) -> dict[str, str]:
+    """What the model wrote, and what it finds alike: a section each, by heading, if there is any.
 
-
-def _searches(samples: Sequence[Sample]) -> bool:
-    return any(piece.by == "search" for sample in samples for piece in sample.pieces)
-
-
-def written(samples: Sequence[Sample]) -> str:
-    """What the model wrote at several stages, each text from the first stage to the last."""
-    if not samples:
-        return ""
-    texts: dict[str, list[Sample]] = {}
-    for sample in samples:
-        texts.setdefault(origin(sample), []).append(sample)
-    fills = any(piece.truth is not None for sample in samples for piece in sample.pieces)
+    Args:
+        samples: By stage; each text is shown from its first stage to its last.
+    """
+    own = [sample for sample in samples if not _searches(sample)]
+    found = [sample for sample in samples if _searches(sample)]
     parts = ['<span class="given">Grey</span> is the corpus.']
-    if _searches(samples):
-        parts = ['Below each <span class="given">text</span> those whose vectors are nearest, with the cosine, at each stage.']
-    elif fills:
+    if any(piece.truth is not None for sample in own for piece in sample.pieces):
         parts.append(
             "<ins>Underlined</ins> is the model’s choice: solid where it hit the corpus, dotted where it missed, with what stood there."
         )
-    else:
+    if any(piece.by == "model" and piece.truth is None for sample in own for piece in sample.pieces):
         parts.append("Dark is what the model wrote.")
-    key = f'<p class="note key">{" ".join(parts)}</p>'
+    alike = 'Below each <span class="given">text</span> those whose vectors are nearest, with the cosine, at each stage.'
+    kinds = {"What it wrote": (" ".join(parts), own), "What it finds alike": (alike, found)}
+    return {heading: _section(key, chosen) for heading, (key, chosen) in kinds.items() if chosen}
+
+
+def _searches(sample: Sample) -> bool:
+    return any(piece.by == "search" for piece in sample.pieces)
+
+
+def _section(key: str, samples: Sequence[Sample]) -> str:
+    texts: dict[str, list[Sample]] = {}
+    for sample in samples:
+        texts.setdefault(origin(sample), []).append(sample)
     blocks = [_stages(stages) for stages in texts.values()]
     rest = (
         f"<details><summary>{len(blocks) - MAX_TEXTS} more texts</summary>{''.join(blocks[MAX_TEXTS:])}</details>"
         if blocks[MAX_TEXTS:]
         else ""
     )
-    return key + "".join(blocks[:MAX_TEXTS]) + rest
+    return f'<p class="note key">{key}</p>' + "".join(blocks[:MAX_TEXTS]) + rest
 
 
 def _stages(stages: list[Sample]) -> str:
-    if _searches(stages):  # the text that was looked for stands once above all stages, not once in each
+    if _searches(stages[0]):  # the text that was looked for stands once above all stages, not once in each
         asked = "".join(_piece(piece) for piece in stages[0].pieces if piece.by == "corpus")
         found = [dataclasses.replace(stage, pieces=tuple(p for p in stage.pieces if p.by == "search")) for stage in stages]
         return f'<div class="text asked" dir="auto">{asked}</div>' + _list(found)

@@ -242,3 +242,15 @@ def test_what_was_found_alike_stands_below_its_text(tmp_path: Path) -> None:
     assert page.text.count("The sun shone.") == 1 and "What it finds alike" in page.text and "What it wrote" not in page.text
     assert all(said in page.text for said in ("Rain <0>.", "Rain <500>.", "0.91", "\N{MINUS SIGN}0.05", "step 500"))
     assert page.attributes.count(("class", "found")) == 4 and page.attributes.count(("class", "text asked")) == 1
+
+
+def test_what_several_tasks_show_stands_in_sections_of_their_own(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.samples_path.unlink()
+    found = Sample(step=0, pieces=(Piece(text="The sun shone."), Piece(text="Snow.", by="search", cosine=0.5)))
+    filled = Sample(step=0, pieces=(Piece(text="It was "), Piece(text="wet", by="model", truth="dry"), Piece(text=".")))
+    written = Sample(step=0, pieces=(Piece(text="Once upon"), Piece(text=" a time", by="model")))
+    append_samples(run.samples_path, [found, filled, written])
+    page = write_report(run).read_text(encoding="utf-8")
+    own, alike = page.index(">What it wrote<"), page.index(">What it finds alike<")
+    assert own < page.index("Underlined") < page.index("Dark is what") < page.index("Once upon") < alike < page.index("The sun shone.")
