@@ -22,10 +22,10 @@ KEYS = {
     ("kind", "position", "keys"),
     [
         (Encoder, "rope", "nothing"),
-        (Encoder, "learned", "padding"),
+        pytest.param(Encoder, "learned", "padding", marks=pytest.mark.slow),
         (Decoder, "rope", "documents"),
-        (Decoder, "learned", "documents"),
-        (Decoder, "t5", "nothing"),
+        pytest.param(Decoder, "learned", "documents", marks=pytest.mark.slow),
+        pytest.param(Decoder, "t5", "nothing", marks=pytest.mark.slow),
     ],
 )
 def test_full_graph(kind, position, keys) -> None:

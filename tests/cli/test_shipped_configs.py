@@ -33,7 +33,7 @@ VARIANTS = sorted(path for folder in ("anchors", "contrastive", "multitask") for
 TAUGHT = [CONFIGS / "pretrain/distillation.yaml", *sorted((CONFIGS / "distillation").glob("*.yaml"))]
 """These need a teacher: see `test_distillation_configs.py`."""
 BASES = [file.path for file in FILES if is_base(file) and file.path not in [*VARIANTS, *TAUGHT[1:]]]  # of each class, pretrain/ has one
-DAILY = ("mlm", "recurrent_lm", "multitask")  # with every overlay; the other bases are tried less often
+DAILY = ("mlm", "recurrent_lm")  # with every overlay; the other bases are tried less often
 OVERLAYS = [file.path for file in FILES if not is_base(file)]
 PRETRAIN = [path for path in sorted((CONFIGS / "pretrain").glob("*.yaml")) if path not in TAUGHT] + VARIANTS
 TINY = ["--model.backbone={hidden_size: 32, num_layers: 1, num_heads: 2}", "--model.length=32"]
