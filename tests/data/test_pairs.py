@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from lmlab.data.corpus import TextCorpus
 from lmlab.data.masking import MaskingConfig, MLMCollator
 from lmlab.data.pairs import PairCollator
+from lmlab.data.store import build_store
 from lmlab.data.views import SentencePairView
 from lmlab.data.views.base import View
 from lmlab.errors import ConfigError, DataError
@@ -91,7 +95,7 @@ def test_a_text_that_is_read_again_is_cut_anew(byte_tokenizer: Tokenizer) -> Non
 
 def test_no_second_sentence_is_known_from_false_pairs_alone(byte_tokenizer: Tokenizer) -> None:
     """Where a text is read again, false pairs are cut anew as true ones are: none of the two has sentences that the other never has."""
-    docs = [[[1000 * d + 10 * s + t for t in range(4)] for s in range(40)] for d in range(3)]
+    docs = [[[150 + 35 * d + s] * 4 for s in range(35)] for d in range(3)]
     view = pairs(docs, byte_tokenizer, negatives="document")
     seconds: dict[int, set[int]] = {0: set(), 1: set()}
     for n in range(len(view), 200 * len(view)):
@@ -110,6 +114,32 @@ def test_lengths_do_not_give_a_false_pair_away(byte_tokenizer: Tokenizer) -> Non
     true, false = (np.array(table[label], float) for label in (0, 1))
     error = np.sqrt(true.var(0) / len(true) + false.var(0) / len(false))
     assert (np.abs(true.mean(0) - false.mean(0)) < FIVE_STANDARD_ERRORS * error).all()
+
+
+@pytest.mark.parametrize("kind", ["byte_tokenizer", "bpe_tokenizer", "wordpiece_tokenizer"])
+@pytest.mark.parametrize("negatives", ["document", "order"])
+def test_white_space_does_not_give_a_false_pair_away(negatives: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A document ends without the line break that its other sentences end in, and begins without the space of the others."""
+    tok: Tokenizer = request.getfixturevalue(kind)
+    (tmp_path / "x.txt").write_text("\n\n".join(f"Fox {n} runs.\nDog {n} sleeps.\u3000 Cat {n} eats. \nElk {n} is." for n in range(40)))
+    store = build_store(TextCorpus(paths=(str(tmp_path / "x.txt"),)), tok, cache_dir=tmp_path)["train"]
+    wanted = {"prefix": (tok.cls_id,), "suffix": (tok.sep_id,)}
+    view = SentencePairView(store, feed("sentence_pairs", 100, negatives=negatives, **wanted), tok)
+    plain = SentencePairView(store, feed("sentence_pairs", 100, **wanted), tok)
+    ends: dict[int, set[str]] = {0: set(), 1: set()}
+    for n in range(4 * len(view)):
+        example, true = view.draw(n % len(view), n, 0), plain.draw(n % len(view), n % len(view), 0)
+        label, second = (example.extra or {})["pair_label"], (example.extra or {})["second_start"]
+        a, b = example.input_ids[1 : second - 1], example.input_ids[second:-1]
+        assert example.num_raw_tokens == len(a) + len(b)
+        assert not any(text[:1].isspace() or text[-1:].isspace() for text in map(tok.decode, (a, b)))
+        assert not any(tok.decode(half[place : place + 1]).isspace() for half in (a, b) for place in (0, len(half) - 1))
+        if n < len(view) and not (label and negatives == "document"):
+            middle = (true.extra or {})["second_start"]
+            sides = [tok.decode(true.input_ids[1 : middle - 1]).strip(), tok.decode(true.input_ids[middle:-1]).strip()]
+            assert [tok.decode(a), tok.decode(b)] == (sides[::-1] if label else sides), "nothing else is left out"
+        ends[label] |= {tok.decode(a[:1]), tok.decode(b[:1])}
+    assert ends[0] == ends[1]
 
 
 def test_what_is_drawn_is_a_function_of_seed_position_and_index(byte_tokenizer: Tokenizer) -> None:

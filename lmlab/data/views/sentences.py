@@ -102,8 +102,9 @@ class SentencePairView(View):
     for as long as fits, for a small corpus has few pairs, and the same ones over and over would be learned by heart.
 
     With `feed.negatives`, half of the pairs, drawn by (seed, position, index), are false, and `extra["pair_label"]` is 1 for these and
-    0 for the others. `document`: B is that of another pair, in another document, and about as long, so that neither length nor
-    ending gives it away. `order`: B comes before A.
+    0 for the others. `document`: B is that of another pair, in another document, and as like the true one in length as a few draws allow.
+    `order`: B comes before A. White space around both is left out: there is none after the end of a document and before its beginning,
+    and the one between two sentences or paragraphs is divided among them in a way that would tell which of them met.
 
     Args:
         store: The tokens.
@@ -190,12 +191,34 @@ class SentencePairView(View):
         return int(np.searchsorted(self.store.offsets, token, side="right")) - 1
 
     def _joined(self, index: int, position: int, a: Stretch, b: Stretch, extra: dict[str, int]) -> Example:
-        size_a, size_b = _fit(len(a), len(b), self.room)
-        one, two = self.store.tokens[a.begin : a.begin + size_a], self.store.tokens[b.begin : b.begin + size_b]
+        # one token more than can stay, so that what is too long is known to be
+        one, two = (np.asarray(self.store.tokens[x.begin : min(x.end, x.begin + self.room + 1)], np.int64) for x in (a, b))
+        if self.negatives != "none":
+            one, two = self._stripped(one), self._stripped(two)
+        size_a, size_b = _fit(len(one), len(two), self.room)
+        one, two = one[:size_a], two[:size_b]
         ids = np.concatenate([self.prefix, one, self.suffix, two, self.suffix], dtype=np.int64)
         second = len(self.prefix) + size_a + len(self.suffix)
         starts = self._word_starts(ids, np.array([len(self.prefix), second]))
         return Example(position, index, ids, np.zeros(len(ids), np.int64), size_a + size_b, starts, {"second_start": second, **extra})
+
+    def _stripped(self, tokens: np.ndarray) -> np.ndarray:
+        """Without white space before and after it; as it is, if there is nothing else."""
+        decode, end = self.tokenizer.decode, len(tokens)
+        for begin in reversed(range(len(tokens))):
+            text = decode(tokens[begin:end].tolist())
+            if text.isspace():
+                end = begin
+            elif not text.startswith("\ufffd") or end - begin >= 3:  # a white space takes up to three bytes, each perhaps a token
+                break
+        first = 0
+        while first < end and (text := decode(tokens[first : first + 1].tolist())).isspace():
+            first += 1
+        if first >= end:
+            return tokens
+        if text[:1].isspace():  # " word" is another token than "word"
+            return np.concatenate([self.tokenizer.encode(text.lstrip()), tokens[first + 1 : end]], dtype=np.int64)
+        return tokens[first:end]
 
     def _ends(self) -> np.ndarray:
         return np.append(self.store.sentences, self.store.num_tokens)[self._runs[:, 1]]
