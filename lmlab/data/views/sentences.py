@@ -181,7 +181,8 @@ class SentencePairView(View):
 
     def _elsewhere(self, a: Stretch, b: Stretch, generator: np.random.Generator, moved: np.random.Generator | None) -> Stretch:
         """The second half of a run of another document than `a` is in; of a few that are drawn, the one most like `b` in length."""
-        own = np.searchsorted(self.store.sentences[self._runs[:, 0]], self.store.offsets[self._document(a.begin) :][:2])
+        around = np.searchsorted(self.store.sentences, self.store.offsets[self._document(a.begin) :][:2])
+        own = np.searchsorted(self._runs[:, 0], around)
         drawn = generator.integers(len(self._runs) - int(own[1] - own[0]), size=CANDIDATES)
         candidates = [self._pair(int(run), moved)[1] for run in np.where(drawn >= own[0], drawn + own[1] - own[0], drawn)]
         fits = len(a) + len(b) <= self.room  # then it must not have to be cut, either
