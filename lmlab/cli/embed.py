@@ -69,7 +69,8 @@ def _texts(given: list[str] | None, file: str | None) -> list[str]:
     try:
         content = Path(file).read_text(encoding="utf-8-sig") if file else sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"'{file}' cannot be read", where="--file", why=str(error), remedy="name a text file in UTF-8") from error
+        what, where = (f"'{file}'", "--file") if file else ("the text", "standard input")
+        raise DataError(f"{what} cannot be read", where=where, why=str(error), remedy="give text in UTF-8") from error
     lines = [line for line in content.split("\n") if line.strip()]  # not at form feeds and the like, which a text may hold
     if not lines:
         raise DataError("there is no text", where=file or "standard input", remedy="write one text a line, or use --text")

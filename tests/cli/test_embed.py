@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -66,6 +67,13 @@ def test_files_hold_the_vectors(run: str, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(run: str, given: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embed", run, *given]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_input_that_is_no_text_is_refused(run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfea\n"), encoding="utf-8"))
+    assert main(["embed", run]) == 2
+    said = capsys.readouterr().err
+    assert "standard input" in said and "UTF-8" in said and "None" not in said
 
 
 def test_halves_of_passages_are_looked_for(
