@@ -21,6 +21,7 @@ _WRITTEN_WITH_A_STOP = (
     "chap art ed eds inc ltd co corp dept univ jan feb mar apr jun jul aug sep sept oct nov dec e.g i.e a.m p.m u.s u.k approx ca"
 )
 _ABBREVIATIONS = frozenset(_WRITTEN_WITH_A_STOP.split())
+_TWO_LETTERS = re.compile(r"(?<![^\W_])([^\W\d_])\.\s([^\W\d_])$")  # "i. e.", as older books write it
 _NUMBERED = frozenset(
     {"no", "nos", "p", "pp", "ch", "chap", "art", "fig", "figs", "eq", "eqs", "sec", "vol", "al", "etc", "co", "inc", "ltd", "jr", "sr"}
 )
@@ -72,6 +73,9 @@ def _ends_latin(text: str, start: int, end: int) -> bool:
     if word is None:
         return True
     letters = word.group(1)
+    spaced = _TWO_LETTERS.search(text, max(0, start - 5), start)
+    if spaced is not None and ".".join(spaced.groups()).lower() in _ABBREVIATIONS:
+        return False
     is_initial = len(letters) == 1 and letters.isupper() and letters != "I"
     if letters.lower() not in _ABBREVIATIONS:
         return not is_initial

@@ -22,6 +22,8 @@ MAX_SECONDS_PER_MB = 2.0  # some 0.05 on an idle core; quadratic behaviour would
         ["Mr. and Mrs. Weston met Dr. No at 3.5 p.m. on St. James Street. ", "It rained."],
         ["J. R. Smith, Jr. stood up. ", "He spoke."],
         ["See no. 5 and fig. 3 (p. 7). ", "Then stop."],
+        ["Two towns, i.e. Paris and (e.g.) London, fell. ", "I.e. Rome stood. ", "E.g. Bath."],
+        ["Two towns, i. e. Paris and (e. g. Bath), fell at 5 p. m. on Monday. ", "Take plan b. ", "Go."],
         ["It was I. ", "He said no. ", "And so on etc. ", "Next."],
         ["He paused... and went on... ", "Then nothing."],
         ["A heading without a full stop\n\n", "A paragraph\nwhose lines are wrapped. ", "Its end."],

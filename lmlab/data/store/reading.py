@@ -24,8 +24,8 @@ from lmlab.config import check_choices, from_dict, require
 from lmlab.data.cleaning import CleaningCounts
 from lmlab.errors import ConfigError, DataError
 
-FORMAT = 2
-"""Number of the layout above; another one is another fingerprint, so old stores are left alone."""
+FORMAT = 3
+"""Number of the layout above, and of the rules that find sentences; another one is another fingerprint, so old stores are left alone."""
 
 ARRAYS = ("tokens", "offsets", "num_bytes", "sentences")
 HEADER = "header.json"
