@@ -122,7 +122,7 @@ def test_lengths_do_not_give_a_false_pair_away(byte_tokenizer: Tokenizer) -> Non
 def test_white_space_does_not_give_a_false_pair_away(negatives: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """A document ends without the line break that its other sentences end in, and begins without the space of the others."""
     tok: Tokenizer = request.getfixturevalue(kind)
-    (tmp_path / "x.txt").write_text("\n\n".join(f"Fox {n} runs.\nDog {n} sleeps.\u3000 Cat {n} eats. \nElk {n} is." for n in range(40)))
+    (tmp_path / "x.txt").write_text("\n\n".join(f"Fox {n} runs.\nDog {n} sleeps.\u3000 We eat {n}. \nElk {n} is." for n in range(40)))
     store = build_store(TextCorpus(paths=(str(tmp_path / "x.txt"),)), tok, cache_dir=tmp_path)["train"]
     wanted = {"prefix": (tok.cls_id,), "suffix": (tok.sep_id,)}
     view = SentencePairView(store, feed("sentence_pairs", 100, negatives=negatives, **wanted), tok)

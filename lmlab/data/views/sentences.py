@@ -212,11 +212,10 @@ class SentencePairView(View):
                 end = begin
             elif not text.startswith("\ufffd") or end - begin >= 3:  # a white space takes up to three bytes, each perhaps a token
                 break
-        first = 0
-        while first < end and (text := decode(tokens[first : first + 1].tolist())).isspace():
-            first += 1
-        if first >= end:
+        first = next((place for place in range(end) if not decode(tokens[place : place + 1].tolist()).isspace()), None)
+        if first is None:
             return tokens
+        text = decode(tokens[first : first + 1].tolist())
         if text[:1].isspace():  # " word" is another token than "word"
             return np.concatenate([self.tokenizer.encode(text.lstrip()), tokens[first + 1 : end]], dtype=np.int64)
         return tokens[first:end]
