@@ -34,11 +34,11 @@ def load(run: str | Path | RunDirectory, checkpoint: str | None = None, allow: t
 
 
 def untrained(objective: Objective, seed: int = 0) -> Objective:
-    """The same network before its training, with other weights than it began with: what a trained one is compared with.
+    """The same network without training: what a trained one is compared with.
 
     Args:
         objective: Of any run.
-        seed: Draws the weights; the caller's own stream of random numbers stays where it is.
+        seed: Draws the weights, as it does those of a run with this seed; the caller's own stream of random numbers stays where it is.
 
     Returns:
         In evaluation mode, on the CPU.

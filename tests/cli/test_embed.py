@@ -14,12 +14,15 @@ import lmlab
 from lmlab.budget import BudgetConfig
 from lmlab.cli import main
 from lmlab.data.module import CorpusModule
+from lmlab.data.store import StoreConfig
+from lmlab.loading import untrained
 from lmlab.rulers.retrieval import halves
 from lmlab.session import RunConfig
 from tests.objectives.sentence_toy import contrastive
 from tests.objectives.toy import tokenizer
 
 TEXTS = ["The quick fox", "A lazy dog sleeps", "狐"]
+STORE = StoreConfig(test_share=0.3)
 LINES = ["\x0cA page", *TEXTS]
 
 
@@ -28,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("embed")
     (folder / "text.txt").write_text("\n\n".join(f"The fox number {n} jumps over it. The dog sleeps on and on." for n in range(40)))
     made = contrastive(tokenizer())
-    data = CorpusModule(folder / "text.txt", made.tokenizer, made.feed(), global_batch_size=4, cache_dir=str(folder / "cache"))
+    data = CorpusModule(folder / "text.txt", made.tokenizer, made.feed(), global_batch_size=4, cache_dir=str(folder / "cache"), store=STORE)
     budget, config = BudgetConfig(steps=2, validations=1), RunConfig(name="e", root=str(folder))
     return str(lmlab.fit(made, data, budget, config, trainer={"accelerator": "cpu", "enable_progress_bar": False}).path)
 
@@ -100,8 +103,23 @@ def test_halves_of_passages_are_looked_for(
 
 
 def test_passages_come_from_the_text_that_a_run_has_not_seen(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The text is split as the run's was, not in the usual way."""
+    model = lmlab.load(run)
+    text = Path(run).parents[1] / "text.txt"
+    own, usual = (
+        len(halves(CorpusModule(text, model.tokenizer, model.feed(), store=store), "test", 40)) for store in (STORE, StoreConfig())
+    )
     assert main(["retrieve", run, "--split", "test", "--length", "40"]) == 0
-    assert "2 passages of up to 40 tokens, test text" in capsys.readouterr().out
+    assert own != usual and f"{own} passages of up to 40 tokens, test text" in capsys.readouterr().out
+
+
+def test_an_untrained_network_is_drawn_by_its_seed_and_without_dropout(run: str) -> None:
+    trained = lmlab.load(run)
+    state = torch.get_rng_state()
+    first, same, other = untrained(trained), untrained(trained), untrained(trained, seed=1)
+    assert torch.equal(torch.get_rng_state(), state) and not first.training
+    weights = [torch.cat([p.flatten() for p in one.parameters()]) for one in (first, same, other)]
+    assert torch.equal(weights[0], weights[1]) and (weights[0] - weights[2]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(("given", "said"), [(["--limit", "1"], "too few to search"), (["--corpus", "austin"], "austen")])
