@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 
 import torch
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 SECONDS = 120
 
@@ -20,14 +20,13 @@ def forked(job: Callable[[], None], num_ranks: int = 2, exit_code: int = 0) -> N
         num_ranks: Processes.
         exit_code: How each is to end.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the parent keeps it, as torch's elastic agent does
 
     def run(rank: int) -> None:
         torch.set_num_threads(1)  # threads do not live on in a fork
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked", "GROUP_RANK": "0"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "forked", "GROUP_RANK": "0"}
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         job()
 
     ranks = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(num_ranks)]

@@ -30,6 +30,7 @@ ORDER = (
     {"objectives"},
     {"rulers"},
     {"callbacks"},
+    {"strategies"},
     {"quiet", "loading"},
     {"session", "trainer_settings"},
     {"training"},

@@ -24,8 +24,8 @@ class WeightAveraging(Callback):
         self.average: ExponentialMovingAverage | None = None
         self._state: dict[str, Any] | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts from the present weights, or from a checkpoint's average."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts from the present weights, or from a checkpoint's average; sharded weights are restored after `on_fit_start`."""
         self.average = ExponentialMovingAverage(pl_module, self.config)
         if self._state is not None:
             self.average.load_state_dict(self._state)

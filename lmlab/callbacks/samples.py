@@ -47,14 +47,13 @@ class Samples(Callback):
             self.write(trainer, pl_module)
 
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Asks the objective for its samples; rank 0 alone, outside the training clock."""
-        if not trainer.is_global_zero:
-            return
+        """Asks the objective for its samples, outside the training clock; every rank does, for its weights may be in parts."""
         clock, objective = clock_of(pl_module), objective_of(pl_module)
         with clock.paused():
             with evaluating(pl_module):
-                samples = objective.samples(self._texts(trainer, objective.texts_per_sample), clock.spent.steps)
-            append_samples(self.run.samples_path, samples)
+                samples = pl_module((self._texts(trainer, objective.texts_per_sample), clock.spent.steps), "written")
+            if trainer.is_global_zero:
+                append_samples(self.run.samples_path, samples)
 
     def _texts(self, trainer: Trainer, per_sample: int) -> Sequence[Example]:
         view = trainer.datamodule.view("val")  # pyright: ignore[reportAttributeAccessIssue]  set by a connector

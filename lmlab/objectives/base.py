@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -73,6 +73,7 @@ class Objective(Recorded, LightningModule, ABC):
         self.tokenizer, self.backbone_config = tokenizer, backbone
         self.optimizer_config, self.schedule_config = optimizer, schedule
         self.meter: Progress | None = None
+        self.called_through: Callable[[Any, str], Any] | None = None
         self._plateau = schedule.plateau_state()
         self._train_tally, self._eval_tally = Tally(), Tally()
         self._window_counts: dict[str, Tensor] = {}
@@ -171,6 +172,10 @@ class Objective(Recorded, LightningModule, ABC):
         """
         return []
 
+    def written(self, asked: tuple[Sequence[Example], int]) -> list[Sample]:
+        """`samples`, in a form that `forward` can call."""
+        return self.samples(*asked)
+
     # what the base does with it
 
     def configure_model(self) -> None:
@@ -181,11 +186,15 @@ class Objective(Recorded, LightningModule, ABC):
             self.build()
             self._is_built = True
 
-    def forward(self, batch: Batch, of: str = "losses") -> Any:
+    def __call__(self, batch: Any, of: str = "losses") -> Any:
+        """`forward`; where this objective is inside another, by a call of that one, for it is the outermost that is sharded or compiled."""
+        return super().__call__(batch, of) if self.called_through is None else self.called_through(batch, of)
+
+    def forward(self, batch: Any, of: str = "losses") -> Any:
         """The losses of a batch; sharding and `compile()` hook this call, so every pass goes through it.
 
         Args:
-            batch: What the collator made.
+            batch: What the collator made, or what else `of` takes.
             of: Name of the method to call: `losses`, or another pure one that a pass of this objective needs.
         """
         return getattr(self, of)(batch)
@@ -274,7 +283,7 @@ class Objective(Recorded, LightningModule, ABC):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
         """What the model was shown, what it was asked for, and what it would have said, as text."""
-        predicted, decode = self.predicted_ids(batch), self.tokenizer.decode
+        predicted, decode = self(batch, "predicted_ids"), self.tokenizer.decode
         if "is_filler" in batch:
             return []
         rows = zip(batch["input_ids"].tolist(), batch["labels"], predicted, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,9 +106,22 @@ class Multitask(Objective):
         shared = backbone
         for task in self.task_configs:
             shared = build_on(self.child(task), shared)
+            self.child(task).called_through = partial(self._call_child, task)
         assert shared is not None
         self.backbone = shared
         self.weights = self.weighting.build(list(self.task_configs))
+
+    def _call_child(self, task: str, batch: Any, of: str) -> Any:
+        return self((task, batch, of), "of_child")
+
+    def of_child(self, asked: tuple[str, Any, str]) -> Any:
+        """What a method of a task's objective gives.
+
+        Args:
+            asked: The task, what the method takes, and its name.
+        """
+        task, batch, of = asked
+        return getattr(self.child(task), of)(batch)
 
     def losses(self, batch: Batch) -> Losses:
         """The losses of all tasks in a micro-batch.

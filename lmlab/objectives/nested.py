@@ -118,6 +118,7 @@ def take_out(child: Objective) -> None:
     shared = vars(child).pop("backbone", None)
     if shared is not None:
         del vars(child)["borrowed"]
+        child.called_through = None
         child.backbone = shared
 
 

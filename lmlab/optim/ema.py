@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lmlab.config import require
 from lmlab.errors import CheckpointError, LabError
+from lmlab.nn.sharded import fill, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ class ExponentialMovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Number of updates, and averages by name; right also while they stand in."""
-        return {"num_updates": self.num_updates, "averages": {name: average.detach().clone() for name, average in self._averages.items()}}
+        return {"num_updates": self.num_updates, "averages": {name: whole(a).detach().clone() for name, a in self._averages.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -129,7 +130,7 @@ class ExponentialMovingAverage:
                 remedy="load it into the model it was saved from, or leave the averages out",
             )
         for name, average in self._averages.items():
-            average.copy_(saved[name])
+            fill(average, saved[name])
         self.num_updates = int(state["num_updates"])
 
     def _require_out(self, verb: str) -> None:

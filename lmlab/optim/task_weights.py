@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.data.order import rng
+from lmlab.nn.sharded import whole
 
 if TYPE_CHECKING:
     from lmlab.optim.weighting import WeightingConfig
@@ -158,7 +159,7 @@ class Uncertainty(TaskWeights):
         return list(self.noise[task].parameters())
 
     def _log_variance(self, task: str) -> Tensor:
-        return self.noise[task].log_squared_scale.squeeze()  # type: ignore[operator]
+        return whole(self.noise[task].log_squared_scale).squeeze()  # type: ignore[operator]
 
 
 class _Noise(nn.Module):

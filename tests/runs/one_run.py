@@ -136,12 +136,21 @@ DEFAULTS: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 1e-2,
     "devices": 1,
+    "strategy": None,
     "kill_at": None,
     "compiled": False,
     "averaged": False,
     "diary": os.devnull,
     "log_every": 50,
 }
+
+
+def strategy(name):
+    if name == "fsdp":
+        from lmlab.strategies import FSDP2Strategy
+
+        return FSDP2Strategy(timeout=60)
+    return name
 
 
 def main(given: dict[str, Any]) -> None:
@@ -191,7 +200,7 @@ def main(given: dict[str, Any]) -> None:
             "log_every_n_steps": settings["log_every"],
             "accelerator": "cpu",
             "devices": settings["devices"],
-            "strategy": "ddp" if settings["devices"] > 1 else "auto",
+            "strategy": strategy(settings["strategy"] or ("ddp" if settings["devices"] > 1 else "auto")),
         },
     )
     if os.environ.get("LOCAL_RANK", "0") == "0":
