@@ -25,6 +25,7 @@ from lmlab.objectives.base import Objective
 from lmlab.quiet import quiet
 from lmlab.run.directory import RunDirectory
 from lmlab.session import RunConfig, Session, open_session
+from lmlab.strategies import check_strategy
 from lmlab.trainer_settings import SAVING, TRAINER_DEFAULTS, check_seed, check_trainer
 
 
@@ -126,6 +127,7 @@ def fit(  # noqa: PLR0913  each is a part of a run
     for name in ("callbacks", "plugins"):
         if name in arguments:
             raise ConfigError(f"trainer['{name}'] is not yours to set", where="trainer", why="lmlab has its own", remedy=f"fit({name}=...)")
+    check_strategy(arguments.get("strategy", "auto"), objective)
     seed_everything(check_seed(seed), verbose=False)
     settings = _settings(objective, data, budget, run, seed, arguments)
     with open_session(run, seed, settings, budget, objective.tokenizer) as session:

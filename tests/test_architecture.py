@@ -18,7 +18,7 @@ OWN_FILES = sorted(p for folder in ("lmlab", "tests", "benchmarks") for p in (RO
 ORDER = (
     {"errors"},
     {"cache", "config"},
-    {"budget"},
+    {"budget", "ranks"},
     {"tokenizer"},
     {"data"},
     {"nn"},

@@ -19,6 +19,7 @@ from lmlab.config import to_plain
 from lmlab.data.loader import Window
 from lmlab.errors import BudgetError, ConfigError
 from lmlab.objectives.base import Objective
+from lmlab.ranks import sum_over_data
 
 FIRST_STEP_SECONDS = 0.1
 """What a step is taken to last before one has been measured."""
@@ -196,10 +197,8 @@ class Budget(Callback):
         return sum(row[column] for row in self._recent) / seconds if seconds > 0 else 0.0
 
     def _over_ranks(self, trainer: Trainer, values: list[int]) -> list[int]:
-        if trainer.world_size == 1:
-            return values
         table = torch.tensor(values, dtype=torch.float64, device=trainer.strategy.root_device)
-        return [int(v) for v in trainer.strategy.reduce(table, reduce_op="sum").tolist()]  # type: ignore[union-attr]
+        return [int(v) for v in sum_over_data(trainer, table).tolist()]
 
 
 def peak_memory() -> int:

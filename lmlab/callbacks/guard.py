@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lmlab.errors import LabError
+from lmlab.nn.sharded import norm_of
 
 
 class FiniteGuard(Callback):
@@ -34,8 +35,7 @@ class FiniteGuard(Callback):
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
-            norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
-            norm = torch.linalg.vector_norm(torch.stack(norms))
+            norm = norm_of(gradients)
             if not torch.isfinite(norm):
                 raise _error("gradient norm", norm, trainer)
 

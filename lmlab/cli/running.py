@@ -27,6 +27,7 @@ from lmlab.errors import CheckpointError, ConfigError, LabError
 from lmlab.objectives.base import Objective, Prediction
 from lmlab.run.find import find_checkpoint
 from lmlab.session import RunConfig, Session, open_session
+from lmlab.strategies import check_strategy
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 from lmlab.trainer_settings import TRAINER_DEFAULTS, check_seed, check_trainer
 from lmlab.training import all_callbacks, check_callbacks, standard_loggers
@@ -137,6 +138,7 @@ class LabCLI(LightningCLI):
         callbacks = list(config.get("callbacks") or [])
         check_callbacks(callbacks)
         if self.subcommand == "fit":
+            check_strategy(config.get("strategy", "auto"), self.model)
             seed = int(self._chosen.seed_everything)
             opened = open_session(self._run_config, seed, self._settings(), self._budget, self.model.tokenizer)
             self.session = self._open.enter_context(opened)

@@ -23,6 +23,7 @@ from lmlab.data.task_order import TaskOrder, TaskSampling
 from lmlab.data.tasks import TaskCollator, TaskEvalLoader, TaskFeeds, TaskViews
 from lmlab.data.views import make_view
 from lmlab.errors import CheckpointError, ConfigError, nearest
+from lmlab.ranks import data_rank
 from lmlab.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class CorpusModule(Recorded, LightningDataModule):
     @property
     def plan(self) -> BatchPlan:
         """How the global batch is cut on this rank; where there are several tasks, that of one whose loss is over examples."""
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        rank, world = data_rank(self.trainer)
         micro = max(1, self.global_batch_size // world) if self.micro_batch_size is None else self.micro_batch_size
         plan = BatchPlan(global_size=self.global_batch_size, micro_size=micro, rank=rank, world_size=world)
         return _fitted(plan, self.feed) if isinstance(self.feed, Feed) else plan

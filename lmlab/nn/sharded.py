@@ -1,36 +1,147 @@
-"""Tensors of which each rank holds a part, as a whole and back."""
+"""Parameters of which each rank holds a share: their shares, and what they are together.
+
+Two kinds are known: distributed tensors (FSDP2, tensor parallelism), and those that DeepSpeed's ZeRO-3 has taken apart. Of any other
+parameter the share is the whole.
+"""
 
 from __future__ import annotations
 
-from typing import cast
+import math
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its parts. Every rank must ask, for they exchange them.
-
-    Its gradient is the mean over ranks, as FSDP has it for parameters that a forward pass has gathered.
+def share_of(parameter: Tensor) -> Tensor:
+    """What this rank holds of a parameter; of distributed tensors themselves, for they compute by shares.
 
     Args:
-        tensor: Sharded or not; one that is not is returned as it is.
+        parameter: Sharded or not.
     """
-    if not isinstance(tensor, DTensor):
-        return tensor
-    return tensor.full_tensor(grad_placements=[Partial("avg")] * tensor.device_mesh.ndim)
+    return _partition(parameter) if is_partitioned(parameter) else parameter.detach()
+
+
+def is_partitioned(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 has taken a parameter apart.
+
+    Args:
+        parameter: Any.
+    """
+    return hasattr(parameter, "ds_tensor")
 
 
 @torch.no_grad()
-def fill(target: Tensor, values: Tensor) -> None:
-    """Copies a whole tensor into one that may be sharded; each rank takes its part, without asking the others.
+def whole(share: Tensor, parameter: Tensor) -> Tensor:
+    """Puts the shares of all ranks together. Every rank must ask, for they exchange them.
 
     Args:
-        target: Where to; of the same shape.
-        values: The whole, the same on all ranks.
+        share: This rank's, made like the parameter's.
+        parameter: What it is a share of.
+
+    Returns:
+        A tensor of the parameter's full shape.
     """
-    if isinstance(target, DTensor):
-        there = values.to(device=target.device, dtype=target.dtype)
-        values = distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=cast("int", None))
-    target.copy_(values)
+    if is_partitioned(parameter):
+        parts = [torch.empty_like(share) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, share.contiguous())
+        zero: Any = parameter
+        return torch.cat(parts)[: zero.ds_numel].view(zero.ds_shape)
+    return share.full_tensor() if isinstance(share, DTensor) else share
+
+
+@torch.no_grad()
+def fill(share: Tensor, values: Tensor, parameter: Tensor) -> None:
+    """Copies this rank's share of a whole tensor; ranks need not ask each other.
+
+    Args:
+        share: Where to.
+        values: The whole, the same on all ranks.
+        parameter: What it is a share of.
+    """
+    if is_partitioned(parameter):
+        start = distributed.get_rank() * share.numel()
+        mine = values.flatten()[start : start + share.numel()]  # the last share is filled up
+        share[: mine.numel()].copy_(mine)
+    elif isinstance(share, DTensor):
+        there = values.to(device=share.device, dtype=share.dtype)
+        share.copy_(distribute_tensor(there, share.device_mesh, share.placements, src_data_rank=cast("int", None)))
+    else:
+        share.copy_(values)
+
+
+@torch.no_grad()
+def put(parameter: Tensor, share: Tensor) -> None:
+    """Gives a parameter new values.
+
+    Args:
+        parameter: Sharded or not.
+        share: Made like its own.
+    """
+    share_of(parameter).copy_(share)
+    if is_partitioned(parameter) and parameter.numel():  # small ones stay together besides
+        parameter.data.copy_(whole(share, parameter))
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a distributed tensor, an ordinary one; of any other, itself.
+
+    Args:
+        tensor: Such as a gradient.
+    """
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, part: Tensor) -> Tensor:
+    """Makes of a part what it is a part of.
+
+    Args:
+        tensor: Distributed or not.
+        part: As `own_part` gives it, with other values.
+    """
+    if not isinstance(tensor, DTensor):
+        return part
+    place = tensor.device_mesh, tensor.placements
+    return DTensor.from_local(part, *place, run_check=False, shape=tensor.shape, stride=tensor.stride())
+
+
+def num_copies(tensor: Tensor) -> int:
+    """On how many ranks each part of a distributed tensor is.
+
+    Args:
+        tensor: Distributed or not.
+    """
+    if not isinstance(tensor, DTensor):
+        return 1
+    parts = math.prod(tensor.device_mesh.size(i) for i, placement in enumerate(tensor.placements) if not placement.is_replicate())
+    return distributed.get_world_size() // parts
+
+
+@torch.no_grad()
+def norm_of(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm of all gradients together, the same on all ranks, (). Distributed ones may lie on different meshes.
+
+    Args:
+        gradients: At least one; either all are distributed, or none.
+    """
+    parts = torch._foreach_norm([own_part(g) for g in gradients])  # pyright: ignore[reportPrivateImportUsage]
+    if not isinstance(gradients[0], DTensor):
+        return torch.linalg.vector_norm(torch.stack(parts))
+    total = torch.stack([part.double() ** 2 / num_copies(g) for part, g in zip(parts, gradients, strict=True)]).sum()
+    distributed.all_reduce(total)
+    return total.sqrt().to(parts[0].dtype)
+
+
+def full_shape(parameter: Tensor) -> torch.Size:
+    """The shape of all shares together.
+
+    Args:
+        parameter: Sharded or not.
+    """
+    return torch.Size(cast("Any", parameter).ds_shape) if is_partitioned(parameter) else parameter.shape
+
+
+def _partition(parameter: Tensor) -> Tensor:
+    return cast("Any", parameter).ds_tensor.detach()

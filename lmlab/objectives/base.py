@@ -19,6 +19,7 @@ from lmlab.errors import ConfigError
 from lmlab.losses import Losses, Means, Tally
 from lmlab.objectives.passes import Outcome, Pass, Step
 from lmlab.optim import OptimizerConfig, ScheduleConfig, set_learning_rate
+from lmlab.ranks import data_rank, sum_over_data
 from lmlab.run.samples import Sample
 from lmlab.tokenizer import Tokenizer
 
@@ -203,26 +204,32 @@ class Objective(Recorded, LightningModule, ABC):
         """Sets the learning rate, a pure function of the progress through the budget, before the first pass of a window."""
         window: Window = batch["window"]
         if window.is_first:
-            progress = self._meter.progress_within(window, self.trainer.world_size, self.flops(batch) * window.size)
+            progress = self._meter.progress_within(window, data_rank(self.trainer).size, self.flops(batch) * window.size)
             set_learning_rate(self._optimizer, self.schedule_config.factor(progress) * self._plateau.factor)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The passes of a micro-batch: dropout is seeded by position, losses are normalised by the window's global counts.
 
-        All passes but the last are differentiated here, the last one by Lightning, which then lets ranks exchange gradients.
+        All passes but the last are differentiated here, the last one by Lightning, which then lets ranks exchange gradients. DeepSpeed
+        would exchange them each time: for it, the passes are one loss.
         """
         window: Window = batch["window"]
         torch.manual_seed(window.seed)
         if window.is_first:
             self._optimizer.zero_grad()
             self._window_counts = {name: self._sum_over_ranks(count.clone()) for name, count in window.counts.items()}
-        world_size = self.trainer.world_size
+        world_size = data_rank(self.trainer).size
         step = Step(window, self._window_counts, world_size, self._sum_over_ranks)
-        *earlier, last = self.passes({key: value for key, value in batch.items() if key != "window"}, step)
-        for one in earlier:
-            self.trainer.strategy.backward(self._reported(one()) * world_size, None)
+        passes = self.passes({key: value for key, value in batch.items() if key != "window"}, step)
+        if self.trainer.strategy.handles_gradient_accumulation:  # then it can differentiate once only
+            loss = torch.stack([self._reported(one()) for one in passes]).sum()
+        else:
+            *earlier, last = passes
+            for one in earlier:
+                self.trainer.strategy.backward(self._reported(one()) * world_size, None)
+            loss = self._reported(last())
         # undoes Lightning's division by the accumulation and the mean over ranks: the counts are global already
-        return self._reported(last()) * (window.size * world_size)
+        return loss * (window.size * world_size)
 
     def _reported(self, outcome: Outcome) -> Tensor:
         if outcome.report is not None:
@@ -320,7 +327,7 @@ class Objective(Recorded, LightningModule, ABC):
         self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=sync)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(value.to(self.device), reduce_op="sum") if self.trainer.world_size > 1 else value  # type: ignore[return-value]
+        return sum_over_data(self.trainer, value.to(self.device)) if self.trainer.world_size > 1 else value
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmlab.backbones import BackboneConfig
 from lmlab.data.batch import IGNORE_INDEX, Batch, Collator, Example, Feed
-from lmlab.data.loader import num_labelled
+from lmlab.data.loader import Window, num_labelled
 from lmlab.errors import ConfigError
 from lmlab.losses import Losses, Means, Part
 from lmlab.nn.frozen import Frozen
@@ -224,16 +224,25 @@ class Distillation(Objective):
 
     def passes(self, batch: Batch, step: Step) -> list[Pass]:
         """One pass, over the corpus or over the student's own text."""
-        policy, student = self.on_policy, self.student
+        policy = self.on_policy
         if policy is None or not policy.chooses(step.window):
             return super().passes(batch, step)
-        assert isinstance(student, CLM)
 
         def on_own_text() -> Outcome:
-            losses = self(continued(student, batch, policy, step.window), "policy_losses")
+            losses = self(self((batch, step.window), "written_on"), "policy_losses")
             return Outcome(step.total(losses), losses)
 
         return [on_own_text]
+
+    @torch.compiler.disable  # it writes token by token
+    def written_on(self, asked: tuple[Batch, Window]) -> Batch:
+        """A batch that the student has written but for its beginnings.
+
+        Args:
+            asked: A batch of the corpus, and the step.
+        """
+        assert self.on_policy is not None and isinstance(self.student, CLM)
+        return continued(self.student, asked[0], self.on_policy, asked[1])
 
     def is_of_some_steps(self, name: str) -> bool:
         """What is of labels, which the student's own text has none of."""

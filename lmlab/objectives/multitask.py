@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lmlab.backbones import BackboneConfig
 from lmlab.data.batch import Batch, Example, Feed
@@ -23,6 +24,7 @@ from lmlab.objectives.task_step import GradientsConfig, TaskStep
 from lmlab.optim import OptimizerConfig, ScheduleConfig
 from lmlab.optim.task_weights import TaskWeights
 from lmlab.optim.weighting import WeightingConfig
+from lmlab.ranks import data_rank
 from lmlab.run.samples import Sample
 from lmlab.tokenizer import Tokenizer
 
@@ -132,16 +134,15 @@ class Multitask(Objective):
         parts: dict[str, Part] = {}
         monitors: dict[str, Part] = {}
         for task, own in batch["tasks"].items():
-            losses = self._of_task(task, self.child(task).losses(own))
+            losses = self._of_task(task, self.child(task).losses(own), self.weights.factor(task) if self.training else 1.0)
             parts.update(losses.parts)
             monitors.update(losses.monitors)
         return Losses(parts, monitors)
 
-    def _of_task(self, task: str, losses: Losses) -> Losses:
+    def _of_task(self, task: str, losses: Losses, factor: float | Tensor) -> Losses:
         """The losses of a task as its share in the whole."""
         self._part_weights[task].update({f"{task}/{name}": part.weight for name, part in losses.parts.items()})
         weight = self.task_configs[task].weight
-        factor = self.weights.factor(task) if self.training else 1.0
         parts = {f"{task}/{n}": part._replace(weight=part.weight * factor * weight) for n, part in losses.parts.items()}
         monitors = {f"{task}/{n}": part for n, part in losses.monitors.items()}
         if self.training and self.weights.is_dynamic:
@@ -183,7 +184,11 @@ class Multitask(Objective):
             passes += [(task, one) for one in self._passes_of(task, own, step, gathered)]
         before = [None, *(task for task, _ in passes)]
         chained = [gathered.after(task, one) for task, (_, one) in zip(before, passes, strict=False)]
-        return [*chained, gathered.after(before[-1], lambda: self._close(step, gathered))]
+
+        def close() -> Outcome:
+            return self((step, gathered, gathered.settle(step) if step.window.is_last else {}), "closing")
+
+        return [*chained, gathered.after(before[-1], close)]
 
     def _passes_of(self, task: str, own: Batch, step: Step, gathered: TaskStep) -> list[Pass]:
         child = self.child(task)
@@ -209,14 +214,11 @@ class Multitask(Objective):
 
         def weighed() -> Outcome:
             loss, report = one()
-            weight, factor = self.task_configs[task].weight, self.weights.factor(task)
-            loss = loss * (factor.detach() if isinstance(factor, Tensor) else factor) * weight
-            losses = None if report is None else self._of_task(task, report)
+            factor = self(task, "factor_now") if self.weights.is_learned else self.weights.factor(task)
+            losses = None if report is None else self._of_task(task, report, factor)
             if losses is not None and losses.parts:
-                own = step.total(self._bare(task, losses)).detach()
-                gathered.note(task, own)
-                loss = loss + factor * own * weight if isinstance(factor, Tensor) else loss
-            return Outcome(loss, losses)
+                gathered.note(task, step.total(self._bare(task, losses)), learns_later=self.weights.is_learned)
+            return Outcome(loss * factor * self.task_configs[task].weight, losses)
 
         return weighed
 
@@ -225,14 +227,28 @@ class Multitask(Objective):
         weights = self._part_weights[task]
         return Losses({name: part._replace(weight=weights[name]) for name, part in losses.parts.items() if name in weights}, {})
 
-    def _close(self, step: Step, gathered: TaskStep) -> Outcome:
-        """What is done once all tasks of a micro-batch are differentiated; but for what lets factors learn, the loss is 0."""
-        monitors = gathered.settle(step) if step.window.is_last else {}
-        shared = [p for p in self.backbone.parameters() if p.requires_grad]
-        everything = [p for p in self.parameters() if p.requires_grad]
-        # ranks exchange the gradients of what the last pass of a step reaches, so there it reaches everything
-        reached = everything if step.world_size > 1 and step.window.is_last else [min(shared or everything, key=torch.numel)]
-        nothing = torch.stack([p.flatten()[:0].sum() for p in reached]).sum()
+    def factor_now(self, task: str) -> Tensor:
+        """A learned factor, without gradient.
+
+        Args:
+            task: Whose.
+        """
+        return torch.as_tensor(self.weights.factor(task)).detach().clone()
+
+    @torch.compiler.disable  # what it is given is new in every step
+    def closing(self, asked: tuple[Step, TaskStep, dict[str, Part]]) -> Outcome:
+        """What is done once all tasks of a micro-batch are differentiated; but for what lets factors learn, the loss is 0.
+
+        Args:
+            asked: The step, what was gathered over it, and what is to be reported besides.
+        """
+        step, gathered, monitors = asked
+        nothing = torch.zeros((), device=self.device, requires_grad=True)
+        if step.world_size > 1 and step.window.is_last and type(self.trainer.model) is DistributedDataParallel:
+            # ranks exchange the gradients of what the last pass of a step reaches, so there it reaches everything
+            nothing = torch.stack([p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad]).sum()
+        for task, own in gathered.learning():
+            nothing = nothing + self.weights.factor(task) * own * self.task_configs[task].weight
         one = torch.ones(1, dtype=torch.int64)
         penalties = {task: penalty for task in gathered.losses if (penalty := self.weights.penalty(task)) is not None}
         report = Losses({f"{task}/{PENALTY}": Part(p, one, self.task_configs[task].weight) for task, p in penalties.items()}, monitors)
@@ -248,7 +264,7 @@ class Multitask(Objective):
         super().on_train_batch_start(batch, batch_idx)
         window = batch["window"]
         if window.is_first:
-            self._progress = self._meter.progress_within(window, self.trainer.world_size, self.flops(batch) * window.size)
+            self._progress = self._meter.progress_within(window, data_rank(self.trainer).size, self.flops(batch) * window.size)
             every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  set by a connector
             self._is_logged = (self.trainer.global_step + 1) % every == 0
 

@@ -14,7 +14,7 @@ from lmlab.config import check_choices
 from lmlab.data.order import rng
 from lmlab.losses import Part
 from lmlab.objectives.passes import Outcome, Pass, Step
-from lmlab.optim.gradient_rules import combined, cosines, inner_products, pcgrad
+from lmlab.optim.gradient_rules import combined, cosines, pcgrad
 from lmlab.optim.task_gradients import TaskGradients
 from lmlab.optim.task_weights import Seen, TaskWeights
 
@@ -55,6 +55,7 @@ class TaskStep:
         self, tasks: Sequence[str], weights: TaskWeights, config: GradientsConfig, backbone: nn.Module, logs_cosines: bool
     ) -> None:
         self.losses: dict[str, Tensor] = {}
+        self._learning: dict[str, Tensor] = {}
         self.weights, self.config, self.logs_cosines = weights, config, logs_cosines
         last: Sequence[nn.Module] = backbone.blocks if weights.needs_norms else ()  # type: ignore[assignment]
         self._last_layer = [p for layer in last[-1:] for p in layer.parameters() if p.requires_grad and p.ndim > 1]
@@ -86,14 +87,23 @@ class TaskStep:
         """
         self.losses.setdefault(task, torch.zeros((), device=device))
 
-    def note(self, task: str, loss: Tensor) -> None:
+    def note(self, task: str, loss: Tensor, learns_later: bool = False) -> None:
         """Adds up a task's own loss.
 
         Args:
             task: Its name.
             loss: The share of a micro-batch in it, without weight and factor.
+            learns_later: Whether the task's factor is still to learn from it.
         """
-        self.losses[task] = self.losses[task] + loss.detach()
+        own = loss.detach()
+        self.losses[task] = self.losses[task] + own
+        if learns_later:
+            self._learning[task] = self._learning[task] + own if task in self._learning else own
+
+    def learning(self) -> list[tuple[str, Tensor]]:
+        """Takes out the losses that factors are still to learn from."""
+        taken, self._learning = list(self._learning.items()), {}
+        return taken
 
     def settle(self, step: Step) -> dict[str, Part]:
         """Combines the gradients, and lets the factors learn; for the end of the last micro-batch.
@@ -108,9 +118,9 @@ class TaskStep:
         monitors: dict[str, Part] = {}
         if self.gradients is not None:
             tasks, gradients = self.gradients.tasks, self.gradients.reduced(step.sum_over_ranks, step.world_size)
-            products = inner_products(gradients)
+            products = self.gradients.inner_products(gradients, step.sum_over_ranks)
             if self.weights.needs_norms:
-                norms = self._norms(gradients)
+                norms = self._norms(gradients, step)
             if self.config.rule == "pcgrad":
                 self.gradients.give_back(combined(gradients, pcgrad(products, rng(step.window.draw, PROJECTION_ORDER))))
             else:
@@ -125,9 +135,9 @@ class TaskStep:
             self.weights.end(Seen(dict(zip(self.losses, losses, strict=True)), norms))
         return monitors
 
-    def _norms(self, gradients: Sequence[Sequence[Tensor]]) -> dict[str, float]:
+    def _norms(self, gradients: Sequence[Sequence[Tensor]], step: Step) -> dict[str, float]:
         assert self.gradients is not None
         last = {id(p) for p in self._last_layer}
         places = [index for index, p in enumerate(self.gradients.parameters) if id(p) in last]
-        squares = inner_products([[own[index] for index in places] for own in gradients]).diagonal()
+        squares = self.gradients.inner_products([[own[index] for index in places] for own in gradients], step.sum_over_ranks).diagonal()
         return dict(zip(self.gradients.tasks, squares.sqrt().tolist(), strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lmlab.config import require
 from lmlab.errors import CheckpointError, LabError
-from lmlab.nn.sharded import fill, whole
+from lmlab.nn.sharded import fill, full_shape, own_part, put, share_of, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ class ExponentialMovingAverage:
             LabError: While the averages stand in for the weights.
         """
         self._require_out("updated")
-        weights = [_wide(p) for p in self._parameters.values()]
-        torch._foreach_lerp_(list(self._averages.values()), weights, 1 - self.decay)  # pyright: ignore[reportPrivateImportUsage]
+        averages, weights = (list(map(own_part, tensors)) for tensors in (self._averages.values(), map(_wide, self._parameters.values())))
+        torch._foreach_lerp_(averages, weights, 1 - self.decay)  # pyright: ignore[reportPrivateImportUsage]
         self.num_updates += 1
 
     @torch.no_grad()
@@ -85,16 +85,16 @@ class ExponentialMovingAverage:
             LabError: If they are in already.
         """
         self._require_out("swapped in")
-        self._stashed = [p.detach().clone() for p in self._parameters.values()]
+        self._stashed = [share_of(p).clone() for p in self._parameters.values()]
         for parameter, average in zip(self._parameters.values(), self._averages.values(), strict=True):
-            parameter.copy_(average)
+            put(parameter, average)
 
     @torch.no_grad()
     def swap_out(self) -> None:
         """Puts the weights back, bit for bit; does nothing if they are there."""
         if self._stashed is not None:
             for parameter, weight in zip(self._parameters.values(), self._stashed, strict=True):
-                parameter.copy_(weight)
+                put(parameter, weight)
             self._stashed = None
 
     @contextmanager
@@ -108,7 +108,8 @@ class ExponentialMovingAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Number of updates, and averages by name; right also while they stand in."""
-        return {"num_updates": self.num_updates, "averages": {name: whole(a).detach().clone() for name, a in self._averages.items()}}
+        averages = {name: whole(average, self._parameters[name]).clone() for name, average in self._averages.items()}
+        return {"num_updates": self.num_updates, "averages": averages}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -121,7 +122,7 @@ class ExponentialMovingAverage:
             CheckpointError: If names or shapes differ.
         """
         saved: Mapping[str, Tensor] = state["averages"]
-        differing = sorted(set(saved) ^ set(self._averages)) or [n for n, a in self._averages.items() if saved[n].shape != a.shape]
+        differing = sorted(set(saved) ^ set(self._averages)) or [n for n, p in self._parameters.items() if saved[n].shape != full_shape(p)]
         if differing:
             raise CheckpointError(
                 f"the averages do not fit: {', '.join(differing[:3])}",
@@ -130,7 +131,7 @@ class ExponentialMovingAverage:
                 remedy="load it into the model it was saved from, or leave the averages out",
             )
         for name, average in self._averages.items():
-            fill(average, saved[name])
+            fill(average, saved[name], self._parameters[name])
         self.num_updates = int(state["num_updates"])
 
     def _require_out(self, verb: str) -> None:
@@ -139,5 +140,5 @@ class ExponentialMovingAverage:
 
 
 def _wide(parameter: Tensor) -> Tensor:
-    """The values in float32 or wider, without a copy where they are."""
-    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
+    """This rank's values in float32 or wider, without a copy where they are."""
+    return share_of(parameter).to(torch.promote_types(parameter.dtype, torch.float32))

@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
+
+from lmlab.nn.sharded import like, num_copies, own_part
+from lmlab.optim.gradient_rules import inner_products
 
 
 class TaskGradients:
@@ -47,13 +51,13 @@ class TaskGradients:
             world_size: Ranks.
 
         Returns:
-            By task, then by parameter; zero where a task has none.
+            By task, then by parameter; zero where a task has none. Of sharded parameters, this rank's part.
         """
         filled = [
-            [torch.zeros_like(p) if g is None else g for g, p in zip(self._apart[task], self.parameters, strict=True)]
+            [own_part(torch.zeros_like(p) if g is None else g) for g, p in zip(self._apart[task], self.parameters, strict=True)]
             for task in self.tasks
         ]
-        if world_size == 1:
+        if world_size == 1 or self.is_sharded:  # sharded ones were reduced when they were made
             return filled
         sizes = [parameter.numel() for parameter in self.parameters]
         reduced = []
@@ -63,12 +67,30 @@ class TaskGradients:
             reduced.append([part.view_as(p) for part, p in zip(flat.split(sizes), self.parameters, strict=True)])
         return reduced
 
+    def inner_products(self, reduced: Sequence[Sequence[Tensor]], sum_over_ranks: Callable[[Tensor], Tensor]) -> Tensor:
+        """The inner product of each pair of gradients, the same on all ranks.
+
+        Args:
+            reduced: From `reduced`, of all parameters or some.
+            sum_over_ranks: Adds a tensor up over all ranks.
+
+        Returns:
+            (K, K) float64.
+        """
+        products = inner_products(reduced)
+        return sum_over_ranks(products).cpu() / num_copies(self.parameters[0]) if self.is_sharded else products
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks hold parts of the parameters."""
+        return any(isinstance(parameter, DTensor) for parameter in self.parameters)
+
     def give_back(self, combined: Sequence[Tensor] | None = None) -> None:
         """Puts a gradient into the parameters.
 
         Args:
-            combined: The same on all ranks; None for the sum of what was taken on this one.
+            combined: As `reduced` gives gradients; None for the sum of what was taken on this rank.
         """
         for index, parameter in enumerate(self.parameters):
             gradient = self._together[index]
-            parameter.grad = gradient if combined is None or gradient is None else combined[index].to(gradient.dtype)
+            parameter.grad = gradient if combined is None or gradient is None else like(gradient, combined[index].to(gradient.dtype))

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.data.order import rng
-from lmlab.nn.sharded import whole
 
 if TYPE_CHECKING:
     from lmlab.optim.weighting import WeightingConfig
@@ -51,6 +50,7 @@ class TaskWeights(nn.Module):
     """
 
     is_dynamic = False
+    is_learned = False
     observes = False
     needs_norms = False
 
@@ -140,6 +140,7 @@ class Uncertainty(TaskWeights):
     """
 
     is_dynamic = True
+    is_learned = True
 
     def __init__(self, config: WeightingConfig, tasks: Sequence[str]) -> None:
         super().__init__(config, tasks)
@@ -159,7 +160,7 @@ class Uncertainty(TaskWeights):
         return list(self.noise[task].parameters())
 
     def _log_variance(self, task: str) -> Tensor:
-        return whole(self.noise[task].log_squared_scale).squeeze()  # type: ignore[operator]
+        return self.noise[task].log_squared_scale.squeeze()  # type: ignore[operator]
 
 
 class _Noise(nn.Module):

@@ -18,24 +18,31 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lmlab.checkpoint.optimizer_names import group_names, named, numbered
+from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
 from lmlab.nn.block import Block
+from lmlab.nn.sharded import norm_of, own_part
+from lmlab.strategies.tensor_parallel import cut_layers
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-class FSDP2Strategy(ModelParallelStrategy):
-    """Fully sharded data parallelism, block by block.
+class FSDP(ModelParallelStrategy):
+    """Fully sharded data parallelism, block by block; in groups that are copies of each other, and with layers cut, if wanted.
 
     Checkpoints are the ordinary single file, with whole tensors by name: any other strategy, and any number of ranks, goes on from them.
     Weights are drawn whole on each rank, as on one device, and sharded then.
 
     Args:
+        replicas: Groups of ranks; each holds all parameters, shared among its ranks (HSDP). Set it to the number of nodes where the
+            network between nodes is slow.
+        tensor_parallel: Ranks that compute each layer together, each some of its heads and features. They read the same data.
         reshard_after_forward: Whether a block's parameters are let go of between its forward and its backward pass: `always` holds least,
             `never` exchanges a third less.
         timeout: Seconds after which a rank that does not answer ends the job.
@@ -47,28 +54,56 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def __init__(
         self,
+        replicas: int = 1,
+        tensor_parallel: int = 1,
         reshard_after_forward: Literal["always", "never"] = "always",
         timeout: float = 1800.0,
         process_group_backend: str | None = None,
     ) -> None:
+        """Stores the settings."""
+        self.replicas, self.tensor_parallel, self.reshard_after_forward = replicas, tensor_parallel, reshard_after_forward
+        check_choices(self)
+        for name in ("replicas", "tensor_parallel"):
+            require(getattr(self, name) >= 1, self, name, "it is a number of ranks or groups", "1 is none")
         super().__init__(
-            tensor_parallel_size=1,
+            tensor_parallel_size=tensor_parallel,
             save_distributed_checkpoint=False,
             process_group_backend=process_group_backend,
             timeout=timedelta(seconds=timeout),
         )
-        self.reshard_after_forward = reshard_after_forward
 
     def setup_environment(self) -> None:
-        """All ranks share the data: Lightning's default would make them share the layers."""
-        self._data_parallel_size = self.num_processes * self.num_nodes
+        """Lays the ranks out: those that share layers are neighbours, then those that share parameters, then the copies."""
+        world = self.num_processes * self.num_nodes
+        if world % (self.replicas * self.tensor_parallel):
+            raise ConfigError(
+                f"{world} rank(s) cannot be {self.replicas} copies of a network whose layers {self.tensor_parallel} ranks share",
+                where="trainer.strategy",
+                why="replicas x tensor_parallel divides the number of ranks",
+                remedy=f"set trainer.devices to a multiple of {self.replicas * self.tensor_parallel}",
+            )
+        self._data_parallel_size = world // self.tensor_parallel
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Shards the objective, which is built by now; Lightning then makes the optimizer."""
+        """Cuts and shards the objective, which is built by now; Lightning then makes the optimizer."""
         assert self.lightning_module is not None
-        shard(self.lightning_module, self.device_mesh["data_parallel"], self.reshard_after_forward)
+        if self.tensor_parallel > 1:
+            cut_layers(self.lightning_module, self.device_mesh["tensor_parallel"])
+        shard(self.lightning_module, self._sharding_mesh(), self.reshard_after_forward)
         super().setup(trainer)
+        # Lightning's own, and kernels over many tensors, need them all to lie on the same ranks
+        self.precision_plugin.clip_grad_by_norm = _clip_by_norm
+        if self.tensor_parallel > 1:
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+                group.update({key: False for key in ("fused", "foreach") if key in group})
+
+    def _sharding_mesh(self) -> DeviceMesh:
+        if self.replicas == 1:
+            return self.device_mesh["data_parallel"]
+        sizes = (self.replicas, self.world_size // self.replicas // self.tensor_parallel, self.tensor_parallel)
+        mesh = init_device_mesh(self.root_device.type, sizes, mesh_dim_names=("replicas", "shards", "layers"))
+        return mesh["replicas", "shards"]
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """All weights, whole, on rank 0; nothing on the others, which must ask all the same."""
@@ -100,13 +135,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         return content
 
 
-def shard(module: nn.Module, mesh: Any, reshard_after_forward: Literal["always", "never"] = "always") -> None:
+def shard(module: nn.Module, mesh: DeviceMesh, reshard_after_forward: Literal["always", "never"] = "always") -> None:
     """Shards each block, and then what is left, as one; in place.
 
     Args:
         module: An objective whose network is built; all its forward passes must go through `module(...)` from now on.
-        mesh: The ranks to share it.
-        reshard_after_forward: See `FSDP2Strategy`.
+        mesh: The ranks to share it, of one dimension; of two for copies, and the ranks that share each.
+        reshard_after_forward: See `FSDP`.
 
     Raises:
         ConfigError: If a parameter remained whole: ranks would train copies that drift apart.
@@ -124,3 +159,11 @@ def shard(module: nn.Module, mesh: Any, reshard_after_forward: Literal["always",
             why="each rank would train a copy of its own",
             remedy="register it in the objective, once",
         )
+
+
+def _clip_by_norm(optimizer: Optimizer, clip_val: float) -> None:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if gradients:
+        factor = (clip_val / (norm_of(gradients) + 1e-6)).clamp(max=1.0)  # as torch's
+        for gradient in gradients:
+            own_part(gradient).mul_(factor)

@@ -146,11 +146,13 @@ DEFAULTS: dict[str, Any] = {
 
 
 def strategy(name):
-    if name == "fsdp":
-        from lmlab.strategies import FSDP2Strategy
+    from lmlab.strategies import DDP, FSDP, ZeRO
 
-        return FSDP2Strategy(timeout=60)
-    return name
+    made = {"ddp": partial(DDP, timeout=60), "fsdp": partial(FSDP, timeout=60), "hsdp": partial(FSDP, replicas=2, timeout=60)}
+    made |= {"fsdp_tp": partial(FSDP, tensor_parallel=2, timeout=60)}
+    made |= {f"zero{stage}": partial(ZeRO, stage=stage, timeout=60, persistence=0) for stage in (1, 2, 3)}
+    made |= {f"zero{stage}_offload": partial(ZeRO, stage=stage, timeout=60, persistence=0, offload="all") for stage in (2, 3)}
+    return made[name]() if name in made else name
 
 
 def main(given: dict[str, Any]) -> None:

@@ -1,0 +1,211 @@
+"""DeepSpeed's ZeRO, on GPUs and on CPUs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lmlab.checkpoint.optimizer_names import group_names, named, numbered
+from lmlab.config import check_choices, require
+from lmlab.errors import ConfigError
+from lmlab.nn.block import Block
+from lmlab.strategies.zero_state import read_optimizer, read_weights, write_optimizer, write_weights
+
+
+class ZeRO(DeepSpeedStrategy):
+    """Data parallelism whose ranks share optimizer state (stage 1), gradients too (2), parameters too (3), by DeepSpeed.
+
+    Checkpoints are the ordinary single file, with whole tensors by name: any other strategy, and any number of ranks, goes on from them.
+    DeepSpeed's folders, which are pickles, are neither written nor read. Weights are drawn whole on each rank, as on one device.
+
+    bf16-mixed means bfloat16 weights beside a float32 master copy here, not autocast as elsewhere.
+
+    Args:
+        stage: What is shared.
+        offload: What is kept in the memory of the host: nothing, the optimizer's state, or (stage 3) parameters, too.
+        kernels: `torch` steps with torch's optimizers; `deepspeed` takes its fused AdamW, which it compiles when first used.
+        persistence: Stage 3 keeps parameters of fewer elements together on all ranks.
+        bucket: Elements that are exchanged at once.
+        timeout: Seconds after which a rank that does not answer ends the job.
+        process_group_backend: How ranks talk; None takes nccl on GPUs and gloo on CPUs.
+
+    Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5.
+    """
+
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload: Literal["none", "optimizer", "all"] = "none",
+        kernels: Literal["torch", "deepspeed"] = "torch",
+        persistence: int = 100_000,
+        bucket: int = 50_000_000,
+        timeout: float = 1800.0,
+        process_group_backend: str | None = None,
+    ) -> None:
+        """Makes DeepSpeed's config."""
+        self.stage, self.offload, self.kernels = stage, offload, kernels
+        check_choices(self)
+        require(
+            offload != "all" or stage == 3, self, "offload", "parameters are shared at stage 3 only", "set it to optimizer, or stage to 3"
+        )
+        require(persistence >= 0, self, "persistence", "it is a number of elements", "0 keeps nothing together")
+        _load(kernels)
+        config: dict[str, Any] = {
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "train_micro_batch_size_per_gpu": 1,  # for its clocks only
+            "zero_optimization": {
+                "stage": stage,
+                "overlap_comm": False,  # it needs streams
+                "reduce_bucket_size": bucket,
+                **({"allgather_bucket_size": bucket} if stage < 3 else {}),
+                **({"stage3_param_persistence_threshold": persistence, "stage3_prefetch_bucket_size": bucket} if stage == 3 else {}),
+                **({"offload_optimizer": {"device": "cpu"}} if offload != "none" else {}),
+                **({"offload_param": {"device": "cpu"}} if offload == "all" else {}),
+            },
+        }
+        super().__init__(
+            config=config, timeout=timedelta(seconds=timeout), process_group_backend=process_group_backend, logging_level=logging.ERROR
+        )
+        self._names: list[list[str]] = []
+
+    # what keeps Lightning's strategy from running on CPUs
+
+    def setup_environment(self) -> None:
+        """Like any other parallel strategy; Lightning's insists on CUDA."""
+        if self.root_device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        assert self.accelerator is not None
+        self.accelerator.setup_device(self.root_device)
+        self.setup_distributed()
+
+    def setup_distributed(self) -> None:
+        """Without the check of device numbers, which CPUs have none of."""
+        if self.root_device.type != "cpu":
+            super().setup_distributed()
+            return
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Parameters are drawn whole and taken apart afterwards: under `zero.Init`, drawing outside of a constructor does nothing."""
+        self._init_config_if_needed()
+        yield
+
+    def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None) -> Any:
+        """Makes DeepSpeed's engine."""
+        assert self.lightning_module is not None and optimizer is not None and isinstance(self.config, dict)
+        self._names = group_names(self.lightning_module, optimizer)
+        engine, sharing = self._initialize(self.config, model, optimizer)
+        # Lightning has divided the loss by the accumulation already
+        engine.backward = partial(engine.backward, scale_wrt_gas=False)
+        return engine, sharing
+
+    def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
+        """Without optimizer there is nothing to share but parameters."""
+        assert isinstance(self.config, dict)
+        if self.stage < 3:
+            self.model = model.to(self.root_device)
+            return
+        config = {key: value for key, value in self.config.items() if key not in ("gradient_accumulation_steps", "gradient_clipping")}
+        self.model, _ = self._initialize(config, model, None)
+
+    def _initialize(self, config: dict[str, Any], model: nn.Module, optimizer: Optimizer | None) -> Any:
+        import deepspeed
+
+        trained = [p for p in model.parameters() if p.requires_grad] if optimizer is not None else []
+        device = self.root_device.index if self.root_device.index is not None else self.local_rank
+        engine, sharing, _, _ = deepspeed.initialize(
+            args=Namespace(device_rank=device),
+            config=config,
+            model=model,
+            model_parameters=trained,
+            optimizer=optimizer,
+            dist_init_required=False,
+        )
+        if self.stage == 3:
+            # an objective reads embeddings, heads and factors in methods of its own: they come with it, as under FSDP
+            for parameter in outside_blocks(model):
+                deepspeed.zero.register_external_parameter(model, parameter)
+        return engine, sharing
+
+    # one portable checkpoint
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """All weights, whole and in float32 where a master copy has them, on rank 0; the others ask all the same."""
+        assert self.lightning_module is not None
+        return read_weights(self.lightning_module, keep=self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
+        """The state as one process would write it, on rank 0."""
+        assert self.lightning_module is not None
+        state = read_optimizer(self.lightning_module, _plain(optimizer), self._names, keep=self.is_global_zero)
+        return numbered(state)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Rank 0 writes."""
+        if self.is_global_zero:
+            self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Every rank reads the file, verified, and takes its parts."""
+        module = self.lightning_module
+        assert module is not None
+        content = self.checkpoint_io.load_checkpoint(Path(self.broadcast(checkpoint_path)))
+        write_weights(module, content["state_dict"])
+        if module.trainer.state.fn == TrainerFn.FITTING:
+            [state] = content["optimizer_states"]
+            write_optimizer(module, _plain(self.optimizers[0]), named(state, self._names))
+        return content
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """Has been done."""
+
+    def setup(self, trainer: Trainer) -> None:
+        """Refuses precisions that a CPU has not."""
+        if self.root_device.type == "cpu" and "16" in trainer.precision and "bf16" not in trainer.precision:
+            what, remedy = f"precision {trainer.precision} does not run on CPUs", "set trainer.precision: bf16-mixed, or 32-true"
+            raise ConfigError(what, where="trainer.precision", remedy=remedy)
+        super().setup(trainer)
+
+
+def _plain(optimizer: Any) -> Any:
+    return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+
+
+def _load(kernels: str) -> None:
+    """Imports DeepSpeed; without its kernels, nothing is compiled for talking over shared memory, either."""
+    try:
+        import deepspeed.ops
+    except ImportError as error:
+        what, remedy = "ZeRO needs DeepSpeed", "pip install 'lmlab[deepspeed]'"
+        raise ConfigError(what, where="trainer.strategy", why=str(error), remedy=remedy) from error
+    if kernels == "torch":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def outside_blocks(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that belong to no block.
+
+    Args:
+        module: An objective whose network is built.
+    """
+    inside = {id(p) for block in module.modules() if isinstance(block, Block) for p in block.parameters()}
+    return [p for p in module.parameters() if id(p) not in inside]
