@@ -19,6 +19,9 @@ NOISE = (
     "Restoring states from the checkpoint path",
     "Restored all states from the checkpoint",
     "LOCAL_RANK:",
+    "Initializing distributed:",
+    "distributed_backend=",
+    "initializing deepspeed distributed",
 )
 """Parts of messages that say nothing about the run: lmlab's budget ends it, and its record says what it ran on."""
 
@@ -30,6 +33,7 @@ WARNINGS = (
     "Checkpoint directory .* exists and is not empty",
     "Couldn't infer the batch indices",  # predictions are written in order
     "was configured so validation will run",  # the budget says when to validate
+    "`torch.distributed.* is deprecated",  # deepspeed 0.19 on torch 2.13
 )
 LOGGERS = ("", "lightning", "lightning.pytorch", "lightning.fabric")
 

@@ -61,7 +61,8 @@ class FSDP(ModelParallelStrategy):
         process_group_backend: str | None = None,
     ) -> None:
         """Stores the settings."""
-        self.replicas, self.tensor_parallel, self.reshard_after_forward = replicas, tensor_parallel, reshard_after_forward
+        self.replicas, self.tensor_parallel = replicas, tensor_parallel
+        self.reshard_after_forward: Literal["always", "never"] = reshard_after_forward
         check_choices(self)
         for name in ("replicas", "tensor_parallel"):
             require(getattr(self, name) >= 1, self, name, "it is a number of ranks or groups", "1 is none")

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from lmlab.backbones.base import BackboneConfig
 from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.objectives.distillation import Distillation
 from lmlab.objectives.grad_cache import VectorObjective
 from lmlab.objectives.multitask import Multitask
 from lmlab.objectives.ngram import NGram
+from lmlab.objectives.recurrent_lm import RecurrentLM
 from lmlab.strategies.fsdp import FSDP
 from lmlab.strategies.zero import ZeRO
 
@@ -58,8 +58,7 @@ def _looks_into_attention(objective: Objective) -> bool:
 
 
 def _adds_positions(objective: Objective) -> bool:
-    config = objective.backbone_config
-    return isinstance(config, BackboneConfig) and config.position in ("t5", "alibi")
+    return objective.backbone_config.position in ("t5", "alibi")
 
 
 def _uses(*names: str) -> Callable[[Objective], bool]:
@@ -114,7 +113,7 @@ REFUSALS = (
         CUT,
         "they have no transformer blocks to cut",
         "use fsdp",
-        lambda objective: not isinstance(objective.backbone_config, BackboneConfig),
+        lambda objective: isinstance(objective, RecurrentLM),
     ),
     Refusal(
         "n-gram models",

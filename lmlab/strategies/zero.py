@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -58,12 +59,13 @@ class ZeRO(DeepSpeedStrategy):
         process_group_backend: str | None = None,
     ) -> None:
         """Makes DeepSpeed's config."""
-        self.stage, self.offload, self.kernels = stage, offload, kernels
+        self.stage, self.offload, self.kernels, self.persistence, self.bucket = stage, offload, kernels, persistence, bucket
         check_choices(self)
         require(
             offload != "all" or stage == 3, self, "offload", "parameters are shared at stage 3 only", "set it to optimizer, or stage to 3"
         )
         require(persistence >= 0, self, "persistence", "it is a number of elements", "0 keeps nothing together")
+        require(bucket >= 1, self, "bucket", "it is a number of elements", "50_000_000 is a good one")
         _load(kernels)
         config: dict[str, Any] = {
             "zero_allow_untested_optimizer": True,
@@ -88,8 +90,6 @@ class ZeRO(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         """Like any other parallel strategy; Lightning's insists on CUDA."""
-        if self.root_device.type == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         assert self.accelerator is not None
         self.accelerator.setup_device(self.root_device)
         self.setup_distributed()
@@ -130,7 +130,7 @@ class ZeRO(DeepSpeedStrategy):
     def _initialize(self, config: dict[str, Any], model: nn.Module, optimizer: Optimizer | None) -> Any:
         import deepspeed
 
-        trained = [p for p in model.parameters() if p.requires_grad] if optimizer is not None else []
+        trained: Any = [p for p in model.parameters() if p.requires_grad] if optimizer is not None else []
         device = self.root_device.index if self.root_device.index is not None else self.local_rank
         engine, sharing, _, _ = deepspeed.initialize(
             args=Namespace(device_rank=device),
@@ -191,14 +191,18 @@ def _plain(optimizer: Any) -> Any:
 
 
 def _load(kernels: str) -> None:
-    """Imports DeepSpeed; without its kernels, nothing is compiled for talking over shared memory, either."""
+    """Imports DeepSpeed; without its kernels, it does not look for a compiler, nor compile its way of talking over shared memory."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it has found no other
     try:
         import deepspeed.ops
     except ImportError as error:
         what, remedy = "ZeRO needs DeepSpeed", "pip install 'lmlab[deepspeed]'"
         raise ConfigError(what, where="trainer.strategy", why=str(error), remedy=remedy) from error
     if kernels == "torch":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        from deepspeed.ops.op_builder.all_ops import ALL_OPS
+
+        vars(deepspeed.ops)["__compatible_ops__"] = dict.fromkeys(ALL_OPS, False)
 
 
 def outside_blocks(module: nn.Module) -> list[nn.Parameter]:

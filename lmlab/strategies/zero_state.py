@@ -77,7 +77,7 @@ def read_optimizer(module: nn.Module, optimizer: Any, names: list[list[str]], ke
         split = [key for key, value in own.items() if isinstance(value, Tensor) and value.shape == part.shape]
         rest = {key: value for key, value in own.items() if key not in split}
         for name in group:
-            full = {key: safe_get_full_optimizer_state(parameters[name], key) for key in split}
+            full: dict[str, Any] = {key: safe_get_full_optimizer_state(parameters[name], key) for key in split}
             if keep:
                 state[name] = {key: value.detach().cpu().clone() for key, value in full.items()}
                 state[name] |= {key: value.clone().cpu() if isinstance(value, Tensor) else value for key, value in rest.items()}

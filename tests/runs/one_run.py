@@ -105,10 +105,10 @@ def digest(value: Any) -> str:
 
 
 class Diary(Callback):
-    """Writes batch, loss and learning rate of every micro-batch, and dies where it is told to."""
+    """Writes batch, loss and learning rate of every micro-batch, and dies where it is told to, or asks the run to stop after a step."""
 
-    def __init__(self, path: str, kill_at: int | None) -> None:
-        self.path, self.kill_at = Path(path), kill_at
+    def __init__(self, path: str, kill_at: int | None, stop_at: int | None = None) -> None:
+        self.path, self.kill_at, self.stop_at = Path(path), kill_at, stop_at
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         window = batch["window"]
@@ -123,6 +123,8 @@ class Diary(Callback):
             file.write(json.dumps(line) + "\n")
         if self.kill_at is not None and window.position // GLOBAL_BATCH == self.kill_at and (not window.is_last or window.size == 1):
             os.kill(os.getpid(), signal.SIGKILL)
+        if window.is_last and trainer.global_step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 DEFAULTS: dict[str, Any] = {
@@ -138,6 +140,7 @@ DEFAULTS: dict[str, Any] = {
     "devices": 1,
     "strategy": None,
     "kill_at": None,
+    "stop_at": None,
     "compiled": False,
     "averaged": False,
     "diary": os.devnull,
@@ -192,7 +195,7 @@ def main(given: dict[str, Any]) -> None:
         BudgetConfig(steps=settings["steps"], validations=3, checkpoints=settings["checkpoints"]),
         RunConfig(name=settings["name"], root=settings["root"], resume=settings["resume"], keep=None),
         callbacks=[
-            Diary(settings["diary"], settings["kill_at"]),
+            Diary(settings["diary"], settings["kill_at"], settings["stop_at"]),
             *([Compile()] if settings["compiled"] else []),
             *([WeightAveraging(0.9)] if settings["averaged"] else []),
         ],

@@ -1,0 +1,89 @@
+"""Every strategy trains what one process trains with the same global batch, and writes the same checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runs import one_run
+from tests.strategies.conftest import Train, apart, moments, structure
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # what DeepSpeed imports
+    pytest.mark.filterwarnings("ignore:.*torch.distributed.*deprecated:FutureWarning"),  # what it calls
+]
+
+TOLERANCE = 1e-6  # float32 sums taken in another order, after 20 steps of AdamW
+ROUNDED = 5e-5
+"""Of losses over vectors or attention scores: AdamW divides by the root of what is nearly zero there, which two processes of plain DDP
+show to be as far from one. With SGD, whose steps are as small as gradients are, they are within `TOLERANCE`."""
+SHARING = ("fsdp", "zero1", "zero2", "zero3")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", *SHARING, "fsdp_tp"])
+def test_two_ranks_train_as_one_process(train: Train, strategy: str) -> None:
+    one, two = train("mlm", "auto", 1, micro=8), train("mlm", strategy)
+    assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE
+    assert structure(one) == structure(two)
+    assert apart(moments(one), moments(two)) < TOLERANCE
+    assert one["loops"].keys() == two["loops"].keys() and one["global_step"] == two["global_step"]
+
+
+def test_copies_of_sharded_networks(train: Train) -> None:
+    """Four ranks: two copies, each shared by two."""
+    one, four = train("mlm", "auto", 1, micro=8), train("mlm", "hsdp", 4)
+    assert apart(one["state_dict"], four["state_dict"]) < TOLERANCE and structure(one) == structure(four)
+
+
+@pytest.mark.slow
+def test_cut_layers_of_sharded_networks(train: Train) -> None:
+    """Four ranks: two share each layer, two the data."""
+    one, four = train("mlm", "auto", 1, micro=8), train("mlm", "fsdp_tp", 4)
+    assert apart(one["state_dict"], four["state_dict"]) < TOLERANCE and structure(one) == structure(four)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", SHARING)
+@pytest.mark.parametrize("objective", ["clm", "span_corruption", "nsp", "recurrent_lm"])
+def test_objectives(train: Train, objective: str, strategy: str) -> None:
+    one, two = train(objective, "auto", 1, micro=8), train(objective, strategy)
+    assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", *SHARING])
+@pytest.mark.parametrize("objective", one_run.OVER_BATCH)
+def test_comparisons_of_all_ranks_vectors(train: Train, objective: str, strategy: str) -> None:
+    sgd = {"optimizer": "sgd", "lr": 0.1}
+    one, two = train(objective, "auto", 1, micro=8, **sgd), train(objective, strategy, **sgd)
+    assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE
+    one, two = train(objective, "auto", 1, micro=8), train(objective, strategy)
+    assert apart(one["state_dict"], two["state_dict"]) < ROUNDED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "strategy"),
+    [
+        *(
+            (objective, strategy)
+            for objective in ("multitask", "multitask_norms", "multitask_turns", "multitask_rests")
+            for strategy in ("fsdp", "hsdp")
+        ),
+        *(("multitask_contrastive", strategy) for strategy in SHARING),
+    ],
+)
+def test_several_tasks(train: Train, objective: str, strategy: str) -> None:
+    one, two = train(objective, "auto", 1, micro=8), train(objective, strategy, 4 if strategy == "hsdp" else 2)
+    assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [*SHARING, "zero2_offload", "zero3_offload"])
+@pytest.mark.parametrize("setting", ["averaged", "optimizer"])
+def test_averages_and_another_optimizer(train: Train, setting: str, strategy: str) -> None:
+    given = {"averaged": True} if setting == "averaged" else {"optimizer": "sgd", "lr": 0.5}
+    one, two = train("mlm", "auto", 1, micro=8, **given), train("mlm", strategy, **given)
+    assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE
+    if setting == "averaged":
+        assert apart(one["lmlab_average"]["averages"], two["lmlab_average"]["averages"]) < TOLERANCE

@@ -1,0 +1,59 @@
+"""Any strategy and any number of ranks goes on from the checkpoints of any other."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from tests.runs.conftest import Place
+from tests.strategies.conftest import PLAIN, Train, apart, last
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # what DeepSpeed imports
+    pytest.mark.filterwarnings("ignore:.*torch.distributed.*deprecated:FutureWarning"),  # what it calls
+]
+
+TOLERANCE = 1e-6
+RANKS = {"auto": 1, "ddp": 2, "fsdp": 2, "zero1": 2, "zero2": 2, "zero3": 2}
+"""Strategies, and on how many ranks they are tried with each other."""
+RESIZED = [("fsdp", 2, "auto", 1), ("auto", 1, "zero3", 2), ("fsdp", 2, "fsdp", 4), ("zero2", 2, "zero2", 4), ("zero3", 2, "ddp", 4)]
+
+
+def goes_on(place: Place, train: Train, first: str, ranks: int, second: str, more: int) -> None:
+    """Stops half-way, goes on otherwise, and ends where one process ends that did all of it."""
+    whole = train("mlm", "auto", 1, micro=8, checkpoints=2, averaged=True)
+    name = f"{first}{ranks}-{second}{more}"
+    train("mlm", first, ranks, micro=2, checkpoints=2, averaged=True, log_every=1, name=name, stop_at=PLAIN["steps"] // 2)
+    train("mlm", second, more, micro=2, checkpoints=2, averaged=True, log_every=1, name=name, resume="must")
+    end = last(place, name)
+    assert end["global_step"] == PLAIN["steps"]
+    assert apart(whole["state_dict"], end["state_dict"]) < TOLERANCE
+    assert apart(whole["lmlab_average"]["averages"], end["lmlab_average"]["averages"]) < TOLERANCE
+    [folder] = (place.folder / "runs" / name).iterdir()
+    assert positions(folder) == list(range(1, PLAIN["steps"] + 1)), "each step once, in one run's folder"
+
+
+def positions(folder: Path) -> list[int]:
+    rows = (folder / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("step")
+    return sorted({int(float(row.split(",")[column])) for row in rows[1:]})
+
+
+@pytest.mark.parametrize(("first", "second"), [("fsdp", "zero3"), ("zero2", "auto")])
+def test_going_on_otherwise(place: Place, train: Train, first: str, second: str) -> None:
+    goes_on(place, train, first, RANKS[first], second, RANKS[second])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [*product(RANKS, RANKS)])
+def test_each_goes_on_from_each(place: Place, train: Train, first: str, second: str) -> None:
+    goes_on(place, train, first, RANKS[first], second, RANKS[second])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "ranks", "second", "more"), RESIZED)
+def test_going_on_with_another_number_of_ranks(place: Place, train: Train, first: str, ranks: int, second: str, more: int) -> None:
+    goes_on(place, train, first, ranks, second, more)
