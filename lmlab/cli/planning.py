@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning.pytorch import Callback, Trainer
 
@@ -15,7 +15,7 @@ from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.planning.devices import Device
 from lmlab.planning.prediction import Cluster
-from lmlab.planning.vocabulary import PlannedTokenizer, known_tokenizer
+from lmlab.planning.vocabulary import known_tokenizer, planned_tokenizer
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -68,19 +68,27 @@ class _PlanCLI(LabCLI):
         data = self._chosen.data.init_args
         cleaning = data.get("cleaning")
         rules = CleaningConfig(**cleaning.as_dict()) if cleaning else CleaningConfig()
-        return known_tokenizer(data.corpus, config, rules, data.get("cache_dir")) or PlannedTokenizer(config)
+        return known_tokenizer(data.corpus, config, rules, data.get("cache_dir")) or planned_tokenizer(config)
 
 
-def read_settings(admitted: Admitted) -> Planned:
+class _MakingCLI(_PlanCLI):
+    """The same with a tokenizer that can be used."""
+
+    def _tokenizer(self, config: TokenizerConfig) -> Tokenizer:
+        return LabCLI._tokenizer(self, config)
+
+
+def read_settings(admitted: Admitted, tokenizer: Literal["known", "trained"] = "known") -> Planned:
     """The objects of a run that is not to be run.
 
     Args:
         admitted: The command line, `fit` first, looked at.
+        tokenizer: `known` trains none: where there is none yet, one stands in that only has its size.
 
     Raises:
         ConfigError: On settings that `lmlab fit` refuses as well.
     """
-    cli = _PlanCLI(admitted)
+    cli = _PlanCLI(admitted) if tokenizer == "known" else _MakingCLI(admitted)
     trainer = cli._get(cli.config_init, "trainer", default={})
     if not isinstance(cli.datamodule, CorpusModule):
         what = f"{type(cli.datamodule).__name__} cannot be planned"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from lmlab.planning.memory import Bytes, Strategy
 from lmlab.planning.prediction import Prediction, Row
+from lmlab.planning.weights import MIXED
 
-WORTH = {
+WORTH: dict[Strategy, str] = {
     "single": "one device holds it all",
     "ddp": "each device holds the whole model, and nothing is exchanged but gradients",
     "fsdp": "weights, gradients and optimizer state have to be divided among the devices",
@@ -28,53 +29,41 @@ class Advice:
     Args:
         strategy: The one to take; None if none fits.
         why: One sentence.
-        remedies: What would make one fit, or use the devices better.
+        answer: What was asked about one strategy; empty if nothing was.
+        remedies: What would make one fit.
     """
 
     strategy: Strategy | None
     why: str
+    answer: str = ""
     remedies: tuple[str, ...] = ()
 
 
 def advise(prediction: Prediction, wanted: Strategy | None = None) -> Advice:
-    """The simplest strategy that fits, in the order of `memory.STRATEGIES`; or whether the wanted one does.
+    """The simplest strategy that fits, in the order of `memory.STRATEGIES`.
 
     Args:
         prediction: What a run will take.
-        wanted: The one that was asked for.
+        wanted: The one that was asked about.
     """
-    rows: dict[Strategy, Row] = {row.strategy: row for row in prediction.rows}
-    able = [row for row in prediction.rows if row.fits and (row.strategy != "single" or prediction.cluster.devices == 1)]
-    if wanted is not None:
-        return _about(rows[wanted], able, prediction)
-    if not able:
-        least = _least(prediction)
-        why = f"no strategy fits into {_gib(prediction.cluster.usable)} a rank"
-        return Advice(strategy=None, why=why, remedies=_remedies(least, prediction) if least else ())
-    return Advice(strategy=able[0].strategy, why=WORTH[able[0].strategy], remedies=_idle(rows.get("single"), prediction))
-
-
-def _about(row: Row, able: list[Row], prediction: Prediction) -> Advice:
-    simplest = able[0].strategy if able else None
-    if row.bytes is None:
-        return Advice(strategy=simplest, why=f"{row.strategy} cannot be used here: {row.refused}")
-    if not row.fits:
-        why = f"{row.strategy} takes {_gib(row.bytes.total)} a rank, and {_gib(prediction.cluster.usable)} can be filled"
-        return Advice(strategy=simplest, why=why, remedies=_remedies(row, prediction))
-    simpler = row in able and simplest != row.strategy
-    why = f"{row.strategy} fits" + (f"; {simplest} does as well, and is simpler" if simpler else "")
-    return Advice(strategy=row.strategy, why=why)
-
-
-def _least(prediction: Prediction) -> Row | None:
+    several = prediction.cluster.devices > 1
+    able: list[Strategy] = [row.strategy for row in prediction.rows if row.fits and not (several and row.strategy == "single")]
+    asked = next((row for row in prediction.rows if row.strategy == wanted), None)
+    answer = _answer(asked, prediction) if asked else ""
+    if able:
+        remedies = _remedies(asked, prediction) if asked and asked.bytes and not asked.fits else ()
+        return Advice(strategy=able[0], why=WORTH[able[0]], answer=answer, remedies=remedies)
     known = [row for row in prediction.rows if row.bytes is not None]
-    return min(known, key=lambda row: row.bytes.total if row.bytes else 0, default=None)
+    least = min(known, key=lambda row: row.bytes.total if row.bytes else 0)
+    why = f"no strategy fits into {_gib(prediction.cluster.usable)} a rank; {least.strategy} comes nearest"
+    return Advice(strategy=None, why=why, answer=answer, remedies=_remedies(least, prediction))
 
 
-def _idle(single: Row | None, prediction: Prediction) -> tuple[str, ...]:
-    """What one device says where there are several."""
-    enough = prediction.cluster.devices > 1 and single is not None and single.fits
-    return ("one device would hold it all: the others save time, and no memory is needed",) if enough else ()
+def _answer(row: Row, prediction: Prediction) -> str:
+    if row.bytes is None:
+        return f"{row.strategy} cannot be used here: {row.refused}"
+    taken = f"takes {_gib(row.bytes.total)} a rank of {_gib(prediction.cluster.usable)} that can be filled"
+    return f"{row.strategy} {'fits' if row.fits else 'does not fit'}: it {taken}"
 
 
 def _remedies(row: Row, prediction: Prediction) -> tuple[str, ...]:
@@ -85,6 +74,8 @@ def _remedies(row: Row, prediction: Prediction) -> tuple[str, ...]:
     lasting = found.lasting + found.gradients
     if prediction.precision in ("32-true", "64-true"):
         offers.append((lasting // 2, "--trainer.precision bf16-true halves weights, gradients and optimizer state, and rounds all of them"))
+    elif prediction.precision in MIXED:
+        offers.append((lasting // 2, "--trainer.precision bf16-true needs no copies in half precision and halves the rest, and rounds it"))
     if row.strategy in ("single", "ddp"):
         offers.append((lasting, "more devices, and a strategy that divides what they hold (fsdp)"))
     else:

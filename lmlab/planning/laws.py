@@ -214,8 +214,8 @@ def empirical_hyperparameters(flops: float) -> Hyperparameters:
         flops: C, without those of embeddings and head.
 
     Returns:
-        Both. Fitted for 1e17 to 2e19 FLOPs, and checked by its authors at 1e20: AdamW with betas (0.9, 0.95) and weight decay 0.1, gradients
-        clipped to 1, a Llama-like decoder with their initialisation of 0.006, their text.
+        Both. Fitted for 1e17 to 2e19 FLOPs, and checked by its authors at 1e20, for a Llama-like decoder and their text; AdamW with betas
+        (0.9, 0.95) and a decay of 0.1, gradients clipped to 1, weights drawn with a deviation of 0.006.
 
     Source: DeepSeek-AI 2024, "DeepSeek LLM: Scaling Open-Source Language Models with Longtermism", section 3.1, equation 1.
     """

@@ -70,6 +70,9 @@ class Working(NamedTuple):
     transient: int = 0
 
 
+NOTHING = Working()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Held:
     """What there is to hold, before it is divided.
@@ -88,8 +91,8 @@ class Held:
     states: Mapping[str, Sequence[State]]
     averages: Literal["none", "ema"] = "none"
     computes_in: int = 4
-    working: Working = Working()
-    converted: Working = Working()
+    working: Working = NOTHING
+    converted: Working = NOTHING
     memory: Literal["host", "device"] = "host"
 
     @property

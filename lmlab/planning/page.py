@@ -103,8 +103,9 @@ def _memory(prediction: Prediction, advice: Advice) -> list[str]:
         cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:-1], strict=True)), line[-1]]
         lines.append(("  " + "  ".join(cells)).rstrip())
     lines += [f"    not {', '.join(names)}: {reason}" for reason, names in refused.items()]
-    taken = f"take {advice.strategy}: {advice.why}" if advice.strategy and advice.why[:3] != advice.strategy[:3] else advice.why
-    return [*lines, f"  -> {taken}", *(f"     {remedy}" for remedy in advice.remedies)]
+    said = [advice.answer] if advice.answer else []
+    said.append(f"take {advice.strategy}: {advice.why}" if advice.strategy else advice.why)
+    return [*lines, *(f"  -> {sentence}" for sentence in said), *(f"     or {remedy}" for remedy in advice.remedies)]
 
 
 def _value(found: Bytes, name: str) -> int:
@@ -156,13 +157,13 @@ def _rules(prediction: Prediction) -> list[str]:
     rough, counted = laws.training_flops(size, budget.tokens), budget.flops
     best, asked = laws.optimal_allocation(counted), laws.empirical_hyperparameters(counted)
     low, high = laws.EMPIRICAL_RANGE
-    outside = "" if low <= counted <= high else f", which is outside {low:.0e} to {high:.0e}, where this was fitted"
+    outside = "" if low <= counted <= high else f", fitted between {low:.0e} and {high:.0e}"
     lines += [
         f"  this budget has {budget.tokens / size:.3g} tokens a parameter; the best for its FLOPs are {short(best.parameters)} parameters, "
         f"{short(best.tokens)} tokens (the same law, fitted from 70 M to 16 B)",
         f"  6 N D is {rough:.1e} FLOPs (Kaplan et al. 2020), {rough / counted:.2f} of what is counted",
         f"  AdamW at {counted:.1e} FLOPs: a learning rate of {asked.lr:.1e}, {short(asked.batch_tokens)} tokens a step "
-        f"(DeepSeek-AI 2024; a step has {short(prediction.cost.tokens)} here){outside}",
+        f"(DeepSeek-AI 2024{outside})",
     ]
     return [
         *lines,

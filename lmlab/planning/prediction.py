@@ -19,7 +19,7 @@ from lmlab.objectives.ngram import NGram
 from lmlab.planning.activations import default_dtype
 from lmlab.planning.cluster import Batches, Cluster, cut_batches, feeds_of
 from lmlab.planning.examples import planned_batches
-from lmlab.planning.memory import STRATEGIES, Bytes, Held, Strategy, Working, footprint
+from lmlab.planning.memory import NOTHING, STRATEGIES, Bytes, Held, Strategy, footprint
 from lmlab.planning.optimizer_state import optimizer_states
 from lmlab.planning.speed import RECOMPUTATION, Amounts, Cost, amounts, tokens_per_second
 from lmlab.planning.teachers import describe_teachers, seat_teachers
@@ -29,7 +29,7 @@ from lmlab.planning.working import working_memory
 CONVERTED = {"bf16-mixed": "bf16-true", "16-mixed": "16-true"}
 """What DeepSpeed makes of a mixed precision: weights in half precision, with a float32 master copy."""
 AUTOCAST = (
-    "mixed precision is autocast but for ZeRO: each rank keeps copies of all matrices in half precision while a pass lasts, under FSDP too; "
+    "mixed precision is autocast but for ZeRO: each rank keeps copies of all matrices in half precision during a pass, under FSDP too; "
     "bf16-true has none"
 )
 LARGEST_COMPARISON = 1024
@@ -114,7 +114,7 @@ def predict(
     teachers = describe_teachers(objective)
 
     def build() -> Objective:
-        built = copy.deepcopy(objective)
+        built = copy.deepcopy(objective, {id(objective.tokenizer): objective.tokenizer})  # a planned one would forget its size
         built.configure_model()
         seat_teachers(built, copy.deepcopy(teachers))
         return built
@@ -132,7 +132,7 @@ def predict(
     except LabError:
         raise
     except Exception as error:  # any code of a user's objective may run here
-        working = converted = Working()
+        working = converted = NOTHING
         what = str(error).split("\n")[0]
         notes.append(f"activations are not in the table: {type(objective).__name__} asks for the content of its batches ({what})")
     held = Held(

@@ -18,26 +18,19 @@ from lmlab.tokenizer import Tokenizer, TokenizerConfig, resolve_tokenizer
 from lmlab.tokenizer.resolve import cached_file
 
 
-class PlannedTokenizer(Tokenizer):
-    """As many entries as a tokenizer is going to have, and its special tokens; bytes underneath.
+def planned_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """A tokenizer of bytes that says it had as many entries as one that is going to be trained.
+
+    Its vocabulary and special ids are right, and what it makes of a text is not: nothing may be encoded with it. Copies forget the size.
 
     Args:
         config: Which tokenizer is planned; its `vocab_size` is an upper limit where the text is too short to fill it.
     """
-
-    def __init__(self, config: TokenizerConfig) -> None:
-        base = Tokenizer.train([], TokenizerConfig(kind="bytes", num_sentinels=config.num_sentinels))
-        super().__init__(base.json, base.specials)
-        size = base.vocab_size if config.kind == "bytes" else max(config.vocab_size, base.vocab_size)
-        self.__dict__["vocab_size"] = size  # where the cached property of the base would keep it
-
-    def token_bytes(self) -> np.ndarray:
-        """Bytes of text behind each id: one, for nobody is to measure with this."""
-        return np.ones(self.vocab_size, np.int64)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PlannedTokenizer:
-        """Itself, for it cannot be changed; a copy would forget its size."""
-        return self
+    made = Tokenizer.train([], TokenizerConfig(kind="bytes", num_sentinels=config.num_sentinels))
+    size = made.vocab_size if config.kind == "bytes" else max(config.vocab_size, made.vocab_size)
+    # a value that cannot be changed keeps what it has derived from itself here; the parser takes no subclass in its place
+    made.__dict__.update(vocab_size=size, _table=made._table._replace(num_bytes=np.ones(size, np.int64)))
+    return made
 
 
 def known_tokenizer(
