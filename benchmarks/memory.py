@@ -101,9 +101,9 @@ def measure(objective: Objective, batches: list[Batch], precision: str, averages
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
                 losses = objective(batch)
-                loss = torch.stack([part.sum / part.count.clamp(min=1) for part in losses.parts.values()]).sum()
             most = max(most, sum(sizes.values()))
-            loss.backward()
+        # divided here, so that what a division keeps is not counted
+        torch.stack([part.sum / part.count.clamp(min=1) for part in losses.parts.values()]).sum().backward()
     optimizer.step()
     guests = [one.module for one in objective.modules() if isinstance(one, Frozen)]
     return Bytes(
