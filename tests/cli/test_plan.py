@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.memory import run, short_teachers
 from lmlab.cli import main
 from lmlab.cli.completion import options_of
 
@@ -42,6 +44,7 @@ def test_a_page_says_what_to_do_and_nothing_is_trained(capsys: pytest.CaptureFix
     assert not list(tmp_path.rglob("*.*")), "no tokenizer, no store, no run"
 
 
+@pytest.mark.slow
 def test_seventy_billion_parameters_take_seconds_and_little_memory() -> None:
     """In a process of its own, so that its memory is its own."""
     words = ["-c", CLM, "-c", str(CONFIGS / "backbones/70b.yaml"), "--devices", "64", "--nodes", "8", "--device", "h100", "--json"]
@@ -73,7 +76,17 @@ def test_every_large_backbone_is_planned(name: str, capsys: pytest.CaptureFixtur
 BASES = [p for f in ("pretrain", "anchors", "contrastive", "multitask") for p in sorted((CONFIGS / f).glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("path", [p for p in BASES if p.stem not in ("distillation", "ngram", "bigram", "unigram")], ids=lambda p: p.stem)
+COUNTED = ("ngram", "bigram", "unigram")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in ("span_corruption", "contrastive", "unified") else pytest.mark.slow)
+        for path in BASES
+        if path.stem not in (*COUNTED, "distillation")
+    ],
+)
 def test_every_shipped_config_is_planned(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, "-c", str(path))
     assert found["strategies"][0]["bytes"]["activations"] > 0
@@ -129,3 +142,14 @@ def test_help_teaches_and_is_completed(capsys: pytest.CaptureFixture[str]) -> No
     assert named and all((ROOT / word).is_file() for word in named)
     assert [option for option in options_of("plan") if option.startswith("--") and option not in printed] == []
     assert {"--devices", "--json"} <= set(options_of("plan"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["distillation", "tinybert"])
+def test_teachers_count_frozen_and_whole(name: str) -> None:
+    """Beside a real step of the shipped config; its teacher was trained for two steps."""
+    with short_teachers([name]):
+        case = run(name, [])
+    assert dataclasses.replace(case.predicted, activations=0, transient=0) == dataclasses.replace(case.measured, activations=0)
+    assert case.predicted.activations == pytest.approx(case.measured.activations, rel=0.15)
+    assert case.predicted.weights > 2 * case.predicted.gradients, "the teacher is larger than its student"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ from tests.objectives.toy import OBJECTIVES, batches, objective, tokenizer
 TOKENIZER = tokenizer()
 SIZE = 4
 TOLERANCE = 0.15
-"""Rows of a real batch are not all full, and blocks of several documents have a mask; the largest difference seen here is 13 %."""
+"""Rows of a real batch are not all full, and blocks of several documents have a mask; the largest difference here is 13 %, of nsp."""
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"activation": "gelu_tanh", "norm": "layernorm", "position": "learned", "qkv_bias": True, "norm_bias": True, "dropout": 0.1},
     "bert": {"activation": "gelu", "norm": "layernorm", "norm_position": "post", "embedding_norm": "norm", "mlm_transform": "dense"},
@@ -37,6 +39,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "t5": {"position": "t5", "activation": "relu", "feedforward_dropout": 0.1},
     "checkpointing": {"checkpointing": "blocks"},
 }
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+DAILY = {"clm": "32-true", "mlm": "bf16-mixed", "nsp": "bf16-true", "gpt2": "32-true", "llama": "bf16-mixed", "checkpointing": "bf16-mixed"}
+
+
+def pairs(names: Iterable[str]) -> list[Any]:
+    """Each name with each precision; all but the daily ones are slow, for there are many."""
+    return [
+        pytest.param(name, precision, marks=[] if DAILY.get(name) == precision else pytest.mark.slow)
+        for name, precision in product(names, PRECISIONS)
+    ]
 
 
 def predicted(module: Objective, precision: str) -> Bytes:
@@ -46,8 +58,7 @@ def predicted(module: Objective, precision: str) -> Bytes:
     return found
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(("name", "precision"), pairs(OBJECTIVES))
 def test_prediction_beside_a_real_step(name: str, precision: str) -> None:
     module = objective(name, TOKENIZER, optimizer=OptimizerConfig(name="muon" if precision == "32-true" else "adamw"))
     found = predicted(copy.deepcopy(module), precision)
@@ -57,8 +68,7 @@ def test_prediction_beside_a_real_step(name: str, precision: str) -> None:
     assert found.activations == pytest.approx(measured.activations, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "precision"), pairs(SHAPES))
 def test_full_rows_are_predicted_to_the_byte(shape: str, precision: str) -> None:
     config = BackboneConfig(hidden_size=32, num_layers=3, num_heads=4, **SHAPES[shape])
     module = (MLM if shape == "bert" else CLM)(TOKENIZER, config, length=24)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
@@ -43,10 +44,12 @@ def adamw() -> OptimizerConfig:
     return OptimizerConfig(name="adamw")
 
 
-def test_costs_are_those_that_a_run_counts() -> None:
-    objective = model()
+def test_costs_are_those_that_a_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "cache"))
+    text, objective = tmp_path / "text.txt", model()
+    text.write_text("\n\n".join(["She had been to the lake, and was not sorry to be home again before the rain. " * 40] * 20))
     found = planned(objective, Cluster(device=device_named(CPU)), size=8, micro_batch_size=4)
-    data = CorpusModule("austen", TOKENIZER, objective.feed(), global_batch_size=8, micro_batch_size=4)
+    data = CorpusModule(str(text), TOKENIZER, objective.feed(), global_batch_size=8, micro_batch_size=4)
     objective.configure_model()
     window = list(islice(data.train_dataloader(), 2))
     assert found.cost.flops == sum(objective.flops(batch) for batch in window)
