@@ -129,7 +129,7 @@ def predict(
     kind = "cpu" if cluster.device.is_cpu else "gpu"
     try:
         working = working_memory(objective, build, batch, precision, kind)
-        converted = working_memory(objective, build, batch, CONVERTED.get(precision, precision), kind)
+        converted = working if precision not in MIXED else working_memory(objective, build, batch, CONVERTED[precision], kind)
     except LabError:
         raise
     except Exception as error:  # any code of a user's objective may run here
