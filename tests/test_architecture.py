@@ -34,6 +34,7 @@ ORDER = (
     {"quiet", "loading"},
     {"session", "trainer_settings"},
     {"training"},
+    {"planning"},
     {"cli"},
 )
 PLACE = {part: place for place, parts in enumerate(ORDER) for part in parts}

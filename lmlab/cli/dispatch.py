@@ -30,6 +30,7 @@ COMMANDS = {
     "validate": Command(TRAIN, "measure a run on its validation text: lmlab validate RUN", "lmlab.cli.training:validate_main"),
     "test": Command(TRAIN, "measure a run on its test text: lmlab test RUN", "lmlab.cli.training:test_main"),
     "predict": Command(TRAIN, "write down what a run predicts for its test text: lmlab predict RUN", "lmlab.cli.training:predict_main"),
+    "plan": Command(TRAIN, "predict memory, time and strategy of a run, before it is run: lmlab plan -c CONFIG", "lmlab.cli.plan:main"),
     "techniques": Command(TRAIN, "the table of all techniques, trained with several seeds", "lmlab.cli.techniques:main"),
     "demo": Command(TRAIN, "a causal and a masked model learn from Jane Austen in a few minutes", "lmlab.cli.demo:main"),
     "generate": Command(USE, "continue a text: lmlab generate RUN --prompt TEXT", "lmlab.cli.generate:generate_main"),
@@ -52,6 +53,7 @@ COMMANDS = {
 EXAMPLES = (
     ("lmlab demo", "see everything once"),
     ("lmlab fit -c configs/pretrain/mlm.yaml --model.mask_prob 0.15", "train, with one setting changed"),
+    ("lmlab plan -c configs/pretrain/mlm.yaml -c configs/backbones/base.yaml", "see what it will take"),
     ("lmlab fit -c configs/pretrain/mlm.yaml --print_config", "see every setting and its value"),
     ("lmlab generate clm --prompt 'It was a truth'", "let the newest finished run named clm write"),
 )

@@ -156,12 +156,20 @@ class Distillation(Objective):
             check_kind(teacher, self.student, self._student_feed, self.loss.response is not None, where)
             if config.lends and not self._has_weights:
                 lend_layers(teacher, self.student, config.lends, where)
+        self.seat([teacher.to(self.device) for teacher in teachers])
+        self._has_weights, self._fingerprints = True, [fingerprint_of(teacher) for teacher in teachers]
+
+    def seat(self, teachers: Sequence[TokenObjective]) -> None:
+        """Takes teachers in as they are: what is left of `learn_from` where weights have no values.
+
+        Args:
+            teachers: Built, where they are to stay, in the order of their settings.
+        """
         if self.loss.features:
             torch.manual_seed(torch.initial_seed())  # for projections, whatever was drawn before
             theirs, ours = (backbone_of(one, who, "loss.features") for one, who in ((teachers[0], "teacher"), (self.student, "student")))
             self._matching = Matching(self.loss.features, theirs, ours, self.projections)
-        self._has_weights, self._fingerprints = True, [fingerprint_of(teacher) for teacher in teachers]
-        self.teachers.extend(Frozen(teacher).to(self.device) for teacher in teachers)
+        self.teachers.extend(Frozen(teacher) for teacher in teachers)
 
     @property
     def product(self) -> Objective:

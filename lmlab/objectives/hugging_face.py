@@ -69,7 +69,7 @@ def read_hugging_face(folder: Path, tokenizer: Tokenizer, where: str) -> TokenOb
     has_own = config.tie == "untied" or config.head_bias or (config.mlm_transform == "dense" and family in ("bert", "roberta"))
     if has_own and not any(name.startswith("head.") for name in weights):
         raise CheckpointError(f"{folder.name} has no head", where=str(folder), remedy="save the model with its language-modelling head")
-    made = _objective(family, tokenizer, config)
+    made = objective_of_family(family, tokenizer, config)
     made.configure_model()
     size = made.tokenizer.vocab_size
     fitting = {name: _of_size(tensor, size) if _is_of_vocabulary(name) else tensor for name, tensor in weights.items()}
@@ -81,7 +81,14 @@ def read_hugging_face(folder: Path, tokenizer: Tokenizer, where: str) -> TokenOb
     return made.eval()
 
 
-def _objective(family: Family, tokenizer: Tokenizer, config: BackboneConfig) -> TokenObjective:
+def objective_of_family(family: Family, tokenizer: Tokenizer, config: BackboneConfig) -> TokenObjective:
+    """The objective that a family was trained with, not built.
+
+    Args:
+        family: BERT and RoBERTa give MLM, GPT-2 and Llama CLM, T5 SpanCorruption.
+        tokenizer: Gives the vocabulary.
+        config: Of the network.
+    """
     length = min(LONGEST, config.max_length) if config.position == "learned" else LONGEST
     kinds: dict[str, type[MLM | CLM | SpanCorruption]] = {"bert": MLM, "roberta": MLM, "t5": SpanCorruption}
     return kinds.get(family, CLM)(tokenizer, config, length=length)

@@ -110,6 +110,30 @@ def read_teacher(config: TeacherConfig, tokenizer: Tokenizer, part: str, where: 
         found = objective_from(read_checkpoint(path), path)
     except CheckpointError as error:
         raise CheckpointError(error.what, where=f"{where}.run = {config.run}", why=error.why, remedy=error.remedy) from error
+    product = teacher_in(found, config, part, where)
+    if product.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise ConfigError(
+            f"the teacher '{config.run}' reads with another tokenizer than the student",
+            where=f"{where}.run",
+            why=f"{product.tokenizer.vocab_size} entries {product.tokenizer.fingerprint} there, "
+            f"{tokenizer.vocab_size} entries {tokenizer.fingerprint} here; states and probabilities are of tokens",
+            remedy=f"take the teacher's tokenizer (tokenizer.path: its run's tokenizer.json), or {ANOTHER_WAY}",
+        )
+    return product
+
+
+def teacher_in(found: nn.Module, config: TeacherConfig, part: str, where: str) -> TokenObjective:
+    """What of a run can teach.
+
+    Args:
+        found: The objective of the run, built.
+        config: Who it is.
+        part: What the student predicts; see `read_teacher`.
+        where: The setting, for messages.
+
+    Raises:
+        ConfigError: If nothing of it predicts tokens from hidden states.
+    """
     trained = found.products if isinstance(found, Objective) else ()
     able = [one for one in trained if isinstance(one, TokenObjective) and "head" in one._modules]  # an n-gram model has no head
     if not able:
@@ -122,14 +146,6 @@ def read_teacher(config: TeacherConfig, tokenizer: Tokenizer, part: str, where: 
         )
     product = next((one for one in able if one.part == part), able[0])
     take_out(product)
-    if product.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise ConfigError(
-            f"the teacher '{config.run}' reads with another tokenizer than the student",
-            where=f"{where}.run",
-            why=f"{product.tokenizer.vocab_size} entries {product.tokenizer.fingerprint} there, "
-            f"{tokenizer.vocab_size} entries {tokenizer.fingerprint} here; states and probabilities are of tokens",
-            remedy=f"take the teacher's tokenizer (tokenizer.path: its run's tokenizer.json), or {ANOTHER_WAY}",
-        )
     return product
 
 

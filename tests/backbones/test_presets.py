@@ -12,6 +12,7 @@ import yaml
 from lmlab.backbones import BackboneConfig, Decoder
 
 FOLDER = Path(__file__).parents[2] / "configs" / "backbones"
+SCALES = {"M": 1e6, "B": 1e9}
 ROUNDING = 0.02  # headers give two or three digits
 
 
@@ -23,11 +24,12 @@ def test_header(path) -> None:
     assert overlay.keys() == {"model"} and overlay["model"].keys() == {"init_args"}
     with torch.device("meta"):
         backbone = Decoder(BackboneConfig(**overlay["model"]["init_args"]["backbone"]), 8192, pad_id=0)
-    weights, flops = (float(x) * 1e6 for x in re.findall(r"([\d.]+) M (?:weights|FLOPs)", text))
+    weights, flops = (float(x) * SCALES[scale] for x, scale in re.findall(r"([\d.]+) ([MB]) (?:weights|FLOPs)", text))
     assert backbone.num_parameters("without") == pytest.approx(weights, rel=ROUNDING)
     assert 3 * backbone.flops(1, 128) / 128 == pytest.approx(flops, rel=ROUNDING)
 
 
 def test_all_sizes_are_there() -> None:
-    """The four names the documentation uses."""
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == {"tiny", "mini", "small", "base"}
+    """The names the documentation uses."""
+    names = {"tiny", "mini", "small", "base", "large", "xl", "1b", "7b", "13b", "70b"}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == names

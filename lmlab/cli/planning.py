@@ -1,0 +1,115 @@
+"""Reads settings as `lmlab fit` does, for objects that are only asked what they would take."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from lightning.pytorch import Callback, Trainer
+
+from lmlab.budget import BudgetConfig
+from lmlab.cli.allowlist import Admitted
+from lmlab.cli.running import LabCLI
+from lmlab.data.cleaning import CleaningConfig
+from lmlab.data.module import CorpusModule
+from lmlab.errors import ConfigError
+from lmlab.objectives.base import Objective
+from lmlab.planning.devices import Device
+from lmlab.planning.prediction import Cluster
+from lmlab.planning.vocabulary import known_tokenizer, planned_tokenizer
+from lmlab.tokenizer import Tokenizer, TokenizerConfig
+
+
+class Planned(NamedTuple):
+    """What a plan is made of.
+
+    Args:
+        objective: Not built.
+        data: Nothing is read.
+        budget: When the run would end.
+        precision: Of the Trainer.
+        callbacks: Of the Trainer.
+        devices: Of the Trainer, in each node; 1 where it does not say.
+        nodes: Of the Trainer.
+    """
+
+    objective: Objective
+    data: CorpusModule
+    budget: BudgetConfig
+    precision: str | int | None
+    callbacks: tuple[Callback, ...]
+    devices: int
+    nodes: int
+
+    def cluster(self, device: Device, devices: int | None, nodes: int | None, utilisation: float | None) -> Cluster:
+        """What the run is to be spread over: as asked for, or as the Trainer's settings say.
+
+        Args:
+            device: Of one kind.
+            devices: In all; None for the Trainer's.
+            nodes: None for the Trainer's.
+            utilisation: Stated.
+        """
+        nodes = self.nodes if nodes is None else nodes
+        return Cluster(device=device, devices=self.devices * nodes if devices is None else devices, nodes=nodes, utilisation=utilisation)
+
+
+class _PlanCLI(LabCLI):
+    """Makes objective and data, and no trainer."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """None: nothing is run."""
+        return None  # type: ignore[return-value]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+    def _tokenizer(self, config: TokenizerConfig) -> Tokenizer:
+        """The tokenizer that the settings name or that an earlier run has trained, else one that only has its size."""
+        data = self._chosen.data.init_args
+        cleaning = data.get("cleaning")
+        rules = CleaningConfig(**cleaning.as_dict()) if cleaning else CleaningConfig()
+        return known_tokenizer(data.corpus, config, rules, data.get("cache_dir")) or planned_tokenizer(config)
+
+
+class _MakingCLI(_PlanCLI):
+    """The same with a tokenizer that can be used."""
+
+    def _tokenizer(self, config: TokenizerConfig) -> Tokenizer:
+        return LabCLI._tokenizer(self, config)
+
+
+def read_settings(admitted: Admitted, tokenizer: Literal["known", "trained"] = "known") -> Planned:
+    """The objects of a run that is not to be run.
+
+    Args:
+        admitted: The command line, `fit` first, looked at.
+        tokenizer: `known` trains none: where there is none yet, one stands in that only has its size.
+
+    Raises:
+        ConfigError: On settings that `lmlab fit` refuses as well.
+    """
+    cli = _PlanCLI(admitted) if tokenizer == "known" else _MakingCLI(admitted)
+    trainer = cli._get(cli.config_init, "trainer", default={})
+    if not isinstance(cli.datamodule, CorpusModule):
+        what = f"{type(cli.datamodule).__name__} cannot be planned"
+        raise ConfigError(what, where="data", why="its batch sizes are unknown here", remedy="use lmlab.data.module.CorpusModule")
+    devices = trainer.get("devices")
+    return Planned(
+        objective=cli.model,  # type: ignore[arg-type]  # the parser takes objectives only
+        data=cli.datamodule,
+        budget=cli._budget,
+        precision=trainer.get("precision"),
+        callbacks=tuple(trainer.get("callbacks") or ()),
+        devices=_number(devices),
+        nodes=int(trainer.get("num_nodes") or 1),
+    )
+
+
+def _number(devices: Any) -> int:
+    """Of a trainer's `devices`: a number, a list of them, or `auto`, which is 1 where nothing is to be run."""
+    if isinstance(devices, (list, tuple)):
+        return len(devices)
+    try:
+        return max(1, int(devices))
+    except (TypeError, ValueError):
+        return 1

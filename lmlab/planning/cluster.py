@@ -1,0 +1,97 @@
+"""What a run is to be spread over, and how its batch is cut there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmlab.config import require
+from lmlab.data.batch import Feed
+from lmlab.data.module import CorpusModule
+from lmlab.objectives.base import Objective
+from lmlab.planning.devices import USABLE, Device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a run is to be spread over.
+
+    Args:
+        device: Of one kind.
+        devices: All of them; each has one rank.
+        nodes: Machines they are in.
+        utilisation: Share of the peak that is reached, stated and not measured; None if nothing is stated.
+    """
+
+    device: Device
+    devices: int = 1
+    nodes: int = 1
+    utilisation: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be divided."""
+        require(self.devices >= 1, self, "devices", "a run needs one", "set --devices to 1 or more")
+        rule = f"{self.devices} devices cannot be divided evenly among {self.nodes} nodes; --devices counts all of them"
+        require(self.nodes >= 1 and self.devices % self.nodes == 0, self, "nodes", rule, "set --nodes to a divisor of --devices")
+        rule = "it is the share of the device's peak that a run reaches"
+        fits = self.utilisation is None or 0 < self.utilisation <= 1
+        require(fits, self, "utilisation", rule, "--utilisation 0.4 is a good one on GPUs")
+
+    @property
+    def per_node(self) -> int:
+        """Devices in a machine."""
+        return self.devices // self.nodes
+
+    @property
+    def usable(self) -> int:
+        """Bytes a rank may take; ranks on the CPUs of a machine share its memory."""
+        return int(USABLE * self.device.memory) // (self.per_node if self.device.is_cpu else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """How the global batch is cut.
+
+    Args:
+        global_size: Examples of a step, over all ranks.
+        micro_size: Examples of a forward pass on one rank.
+        length: Tokens of an example; of several tasks, the longest.
+    """
+
+    global_size: int
+    micro_size: int
+    length: int
+
+
+def feeds_of(objective: Objective) -> list[Feed]:
+    """What each task of an objective is fed; the only one, where there is one.
+
+    Args:
+        objective: Built or not.
+    """
+    feeds = objective.feed()
+    return [feeds] if isinstance(feeds, Feed) else list(feeds.values())
+
+
+def cut_batches(objective: Objective, data: CorpusModule, cluster: Cluster) -> tuple[Batches, list[str]]:
+    """The cut of the global batch, and what is to be said about it.
+
+    What a run would refuse is said, and planned with the nearest batch that it would take: a plan for many devices is often made from
+    settings for one.
+
+    Args:
+        objective: For the length of its examples.
+        data: For its batch sizes.
+        cluster: What the batch is divided among.
+    """
+    size, micro = data.global_batch_size, data.micro_batch_size
+    if micro is None:
+        micro = max(1, size // cluster.devices)
+    length, per_pass = max(feed.length for feed in feeds_of(objective)), micro * cluster.devices
+    if size % per_pass == 0:
+        return Batches(global_size=size, micro_size=micro, length=length), []
+    fitting = max(1, round(size / per_pass)) * per_pass
+    note = (
+        f"a global batch of {size} cannot be cut into micro-batches of {micro} on {cluster.devices} devices, which `lmlab fit` refuses: "
+        f"this plan is for --data.global_batch_size {fitting}"
+    )
+    return Batches(global_size=fitting, micro_size=micro, length=length), [note]

@@ -1,0 +1,155 @@
+"""`lmlab plan`, as it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.memory import run, short_teachers
+from lmlab.cli import main
+from lmlab.cli.completion import options_of
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+CLM, BIG = str(CONFIGS / "pretrain/clm.yaml"), ("large", "xl", "1b", "7b", "13b", "70b")
+SECONDS = 30.0  # a plan for 70 B, in this process; alone on a core it takes 6
+EXTRA_GIB = 2.0  # the network itself would take 255
+
+
+@pytest.fixture(autouse=True)
+def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LMLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LMLAB_RUNS", str(tmp_path / "runs"))
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["plan", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_page_says_what_to_do_and_nothing_is_trained(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "-c", CLM]) == 0
+    printed = capsys.readouterr().out
+    assert "1.33 M parameters, 1.33 M trainable, 524 k in embeddings" in printed
+    assert "take single: one device holds it all" in printed
+    assert "no time is given" in printed
+    assert max(map(len, printed.splitlines())) <= 160
+    assert not list(tmp_path.rglob("*.*")), "no tokenizer, no store, no run"
+
+
+@pytest.mark.slow
+def test_seventy_billion_parameters_take_seconds_and_little_memory() -> None:
+    """In a process of its own, so that its memory is its own."""
+    words = ["-c", CLM, "-c", str(CONFIGS / "backbones/70b.yaml"), "--devices", "64", "--nodes", "8", "--device", "h100", "--json"]
+    code = (
+        "import resource, sys; from lmlab.cli import main; import lmlab.cli.planning as p, lmlab.planning.prediction;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; main(['plan', *sys.argv[1:]]);"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20, file=sys.stderr)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < SECONDS
+    assert float(done.stderr.split()[-1]) < EXTRA_GIB
+    found = json.loads(done.stdout)
+    assert found["parameters"]["total"] == pytest.approx(68.5e9, rel=0.01)
+    rows = {row["strategy"]: row for row in found["strategies"]}
+    assert not rows["ddp"]["fits"]
+    assert found["advice"]["strategy"] == "fsdp" and rows["fsdp"]["fits"]
+    assert "--data.global_batch_size 64" in found["notes"][0]
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_every_large_backbone_is_planned(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    few = "--model.backbone.num_layers=2"  # the sizes themselves are counted in tests/planning/test_presets.py
+    found = plan(capsys, "-c", CLM, "-c", str(CONFIGS / f"backbones/{name}.yaml"), few, "--device", "a100-80", "--devices", "8")
+    assert found["tokens_per_second"] > 0
+    assert found["advice"]["strategy"] is not None
+
+
+BASES = [p for f in ("pretrain", "anchors", "contrastive", "multitask") for p in sorted((CONFIGS / f).glob("*.yaml"))]
+
+
+COUNTED = ("ngram", "bigram", "unigram")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in ("span_corruption", "contrastive", "unified") else pytest.mark.slow)
+        for path in BASES
+        if path.stem not in (*COUNTED, "distillation")
+    ],
+)
+def test_every_shipped_config_is_planned(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, "-c", str(path))
+    assert found["strategies"][0]["bytes"]["activations"] > 0
+    assert found["flops_per_token"] > 0
+    assert not [note for note in found["notes"] if "not in the table" in note]
+
+
+def test_settings_of_the_trainer_are_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = plan(capsys, "-c", CLM, "-c", str(CONFIGS / "optim/adamw.yaml"))
+    half = plan(capsys, "-c", CLM, "-c", str(CONFIGS / "optim/adamw.yaml"), "--trainer.precision=bf16-true")
+    assert half["precision"] == "bf16-true"
+    assert half["strategies"][0]["bytes"]["gradients"] * 2 == whole["strategies"][0]["bytes"]["gradients"]
+    averaged = plan(capsys, "-c", CLM, "-c", str(CONFIGS / "optim/ema.yaml"), "--trainer.devices=2", "--trainer.num_nodes=2")
+    assert averaged["strategies"][0]["bytes"]["average"] == averaged["strategies"][0]["bytes"]["gradients"]
+    assert (averaged["cluster"]["devices"], averaged["cluster"]["nodes"]) == (4, 2)
+
+
+def test_a_peak_and_a_memory_make_any_device(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, "-c", CLM, "--flops", "100G", "--memory", "0.01", "--utilisation", "0.5")
+    assert found["tokens_per_second"] == pytest.approx(0.5 * 100e9 / found["flops_per_token"])
+    assert found["advice"]["strategy"] is None
+    assert any("micro_batch_size" in remedy for remedy in found["advice"]["remedies"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no config to plan"),
+        (["-c", str(CONFIGS / "backbones/70b.yaml")], "there is no base"),
+        (["-c", CLM, "--device", "h10"], "did you mean 'h100'"),
+        (["-c", CLM, "--strategy", "fsdp2"], "did you mean 'fsdp'"),
+        (["-c", CLM, "--devices", "6", "--nodes", "4"], "divided evenly"),
+        (["-c", CLM, "--memory", "-1"], "not an amount"),
+        (["-c", CLM, "--model.lenght", "3"], "length"),
+        (["-c", str(CONFIGS / "pretrain/ngram.yaml")], "an n-gram model cannot be planned"),
+        (["-c", str(CONFIGS / "pretrain/distillation.yaml")], "there is no run 'clm'"),
+    ],
+)
+def test_mistakes_are_explained(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "do:" in printed
+
+
+def test_help_teaches_and_is_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--help"])
+    printed = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert "usage: lmlab plan -c CONFIG" in printed
+    named = [word for word in printed.split() if word.startswith("configs/") and word.endswith(".yaml")]
+    assert named and all((ROOT / word).is_file() for word in named)
+    assert [option for option in options_of("plan") if option.startswith("--") and option not in printed] == []
+    assert {"--devices", "--json"} <= set(options_of("plan"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["distillation", "tinybert"])
+def test_teachers_count_frozen_and_whole(name: str) -> None:
+    """Beside a real step of the shipped config; its teacher was trained for two steps."""
+    with short_teachers([name]):
+        case = run(name, [])
+    assert dataclasses.replace(case.predicted, activations=0, transient=0) == dataclasses.replace(case.measured, activations=0)
+    assert case.predicted.activations == pytest.approx(case.measured.activations, rel=0.15)
+    assert case.predicted.weights > 2 * case.predicted.gradients, "the teacher is larger than its student"
