@@ -19,10 +19,8 @@ Strategy = Literal["single", "ddp", "fsdp", "hsdp", "fsdp_tp", "zero1", "zero2",
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 """From the simplest on: those of DeepSpeed last, because they need a further package."""
 
-ZERO_BUCKET = 200_000_000
-"""Elements that ZeRO exchanges at once: the default of Lightning's DeepSpeedStrategy (`reduce_bucket_size`, `allgather_bucket_size`)."""
-ZERO3_PREFETCH = 50_000_000
-"""Elements that stage 3 gathers ahead: DeepSpeed's `stage3_prefetch_bucket_size`."""
+ZERO_BUCKET = ZERO3_PREFETCH = 50_000_000
+"""Elements that ZeRO exchanges at once, and that stage 3 gathers ahead: the default of `lmlab.strategies.ZeRO`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ class Held:
         averages: Whether weights are averaged.
         computes_in: Bytes of an element in which matrices are multiplied; less than the weights' own under mixed precision.
         working: Of a pass in the weights' own dtype, under autocast if the precision is mixed.
-        converted: The same where a strategy converts the weights themselves, as DeepSpeed does.
+        converted: The same where a strategy converts the weights themselves, as FSDP and DeepSpeed do.
         memory: Where the offloaded part goes: `host` is another memory than the device's, `device` the same (a CPU).
     """
 
@@ -127,7 +125,7 @@ def footprint(strategy: Strategy, held: Held, ranks: int, ranks_per_node: int) -
         "zero3_offload": lambda: _offloaded(held, ranks),
     }
     found = divide[strategy]()
-    working = held.converted if strategy.startswith("zero") else held.working
+    working = held.working if strategy in ("single", "ddp") else held.converted
     return replace(found, activations=working.activations, transient=found.transient + working.transient)
 
 
@@ -179,7 +177,7 @@ def _fsdp(held: Held, ranks: int) -> Bytes:
         return sharded
     units: dict[str, int] = {}
     for weight in weights:
-        units[weight.unit] = units.get(weight.unit, 0) + weight.nbytes
+        units[weight.unit] = units.get(weight.unit, 0) + weight.numel * min(weight.itemsize, held.computes_in)
     root = units.pop("", 0)
     layers = sorted(units.values(), reverse=True)
     return replace(sharded, transient=root + sum(layers[:2]) + max([root, *layers[:1]]))

@@ -26,12 +26,13 @@ from lmlab.planning.speed import RECOMPUTATION, Amounts, Cost, amounts, tokens_p
 from lmlab.planning.teachers import describe_teachers, seat_teachers
 from lmlab.planning.weights import MIXED, Network, named_precision, network_of, weight_dtype
 from lmlab.planning.working import working_memory
+from lmlab.strategies.refusals import refusal_of
 
 CONVERTED = {"bf16-mixed": "bf16-true", "16-mixed": "16-true"}
-"""What DeepSpeed makes of a mixed precision: weights in half precision, with a float32 master copy."""
+"""What FSDP and DeepSpeed make of a mixed precision: weights in half precision, with a float32 copy that is stepped."""
 AUTOCAST = (
-    "mixed precision is autocast but for ZeRO: each rank keeps copies of all matrices in half precision during a pass, under FSDP too; "
-    "bf16-true has none"
+    "mixed precision is autocast on one device and under DDP: each rank keeps copies of all matrices in half precision during a pass; "
+    "FSDP and ZeRO, and bf16-true, have none"
 )
 LARGEST_COMPARISON = 1024
 """Examples of a batch that are compared with each other in the batch that is planned with: more change its FLOPs by little."""
@@ -186,18 +187,14 @@ def row_of(strategy: Strategy, held: Held, cluster: Cluster, objective: Objectiv
 
 def _refusal(strategy: Strategy, cluster: Cluster, objective: Objective) -> str:
     """Why a strategy cannot be used, empty if it can."""
-    config = objective.optimizer_config
     if cluster.devices == 1 and strategy not in ("single", "zero3_offload"):
         return "needs more than one device"
     if strategy == "hsdp" and (cluster.nodes == 1 or cluster.per_node == 1):
         return "needs several nodes of several devices"
     if strategy == "fsdp_tp" and cluster.per_node == 1:
         return "needs several devices in a node"
-    if strategy.startswith("zero") and config.is_shape_aware:
-        return f"{config.name} needs whole matrices, and ZeRO flattens them"
-    if strategy in ("fsdp", "hsdp", "fsdp_tp") and "adafactor" in config.name.lower():
-        return "torch's Adafactor cannot step sharded parameters"
-    return ""
+    refusal = refusal_of(strategy.removesuffix("_offload"), objective)
+    return "" if refusal is None else f"{refusal.technique}: {refusal.why}"
 
 
 def _refuse_counting(objective: Objective) -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -19,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -31,13 +32,16 @@ from lmlab.nn.sharded import norm_of, own_part
 from lmlab.strategies.tensor_parallel import cut_layers
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+"""Blocks are gathered in bfloat16, for autocast to find: left to itself, it would keep a copy of each matrix until the backward pass."""
 
 
 class FSDP(ModelParallelStrategy):
     """Fully sharded data parallelism, block by block; in groups that are copies of each other, and with layers cut, if wanted.
 
     Checkpoints are the ordinary single file, with whole tensors by name: any other strategy, and any number of ranks, goes on from them.
-    Weights are drawn whole on each rank, as on one device, and sharded then.
+    Weights are drawn whole on each rank, as on one device, and sharded then. bf16-mixed gathers them in bfloat16, norms too; gradients
+    are reduced and weights stepped in float32.
 
     Args:
         replicas: Groups of ranks; each holds all parameters, shared among its ranks (HSDP). Set it to the number of nodes where the
@@ -91,7 +95,8 @@ class FSDP(ModelParallelStrategy):
         assert self.lightning_module is not None
         if self.tensor_parallel > 1:
             cut_layers(self.lightning_module, self.device_mesh["tensor_parallel"])
-        shard(self.lightning_module, self._sharding_mesh(), self.reshard_after_forward)
+        policy = HALF if trainer.precision == "bf16-mixed" else MixedPrecisionPolicy()
+        shard(self.lightning_module, self._sharding_mesh(), self.reshard_after_forward, policy)
         super().setup(trainer)
         # Lightning's own, and kernels over many tensors, need them all to lie on the same ranks
         self.precision_plugin.clip_grad_by_norm = _clip_by_norm
@@ -136,22 +141,27 @@ class FSDP(ModelParallelStrategy):
         return content
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, reshard_after_forward: Literal["always", "never"] = "always") -> None:
+def shard(
+    module: nn.Module,
+    mesh: DeviceMesh,
+    reshard_after_forward: Literal["always", "never"] = "always",
+    policy: MixedPrecisionPolicy = MixedPrecisionPolicy(),
+) -> None:
     """Shards each block, and then what is left, as one; in place.
 
     Args:
         module: An objective whose network is built; all its forward passes must go through `module(...)` from now on.
         mesh: The ranks to share it, of one dimension; of two for copies, and the ranks that share each.
         reshard_after_forward: See `FSDP`.
+        policy: In what precision parameters are gathered and gradients reduced.
 
     Raises:
         ConfigError: If a parameter remained whole: ranks would train copies that drift apart.
     """
     if isinstance(module, FSDPModule):
         return
-    for block in [one for one in module.modules() if isinstance(one, Block)]:
-        fully_shard(block, mesh=mesh, reshard_after_forward=reshard_after_forward == "always")
-    fully_shard(module, mesh=mesh, reshard_after_forward=reshard_after_forward == "always")
+    for unit in [*(one for one in module.modules() if isinstance(one, Block)), module]:
+        fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward == "always", mp_policy=policy)
     left = [name for name, parameter in module.named_parameters() if not isinstance(parameter, DTensor)]
     if left:
         raise ConfigError(

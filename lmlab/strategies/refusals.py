@@ -183,12 +183,21 @@ def check_strategy(strategy: Any, objective: Objective) -> None:
         ConfigError: Then.
     """
     kind = kind_of(strategy)
+    refusal = refusal_of(kind, objective)
+    if refusal is not None:
+        what = f"{refusal.technique} cannot be trained with {kind}"
+        raise ConfigError(what, where="trainer.strategy", why=refusal.why, remedy=refusal.remedy)
+
+
+def refusal_of(kind: str, objective: Objective) -> Refusal | None:
+    """The first thing in an objective that does not go with a strategy.
+
+    Args:
+        kind: A column of the table.
+        objective: Not built yet; objectives inside it count as well.
+    """
     inside = [one for one in objective.modules() if isinstance(one, Objective)]
-    for refusal in REFUSALS:
-        if kind in refusal.strategies and any(refusal.applies(one) for one in inside):
-            raise ConfigError(
-                f"{refusal.technique} cannot be trained with {kind}", where="trainer.strategy", why=refusal.why, remedy=refusal.remedy
-            )
+    return next((one for one in REFUSALS if kind in one.strategies and any(map(one.applies, inside))), None)
 
 
 def why_not(technique: str, strategy: str) -> str | None:

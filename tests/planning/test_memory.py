@@ -95,9 +95,9 @@ def test_teachers_and_buffers_are_whole_on_every_rank() -> None:
         assert footprint(strategy, model, 4, 4).weights == plain.weights + 450
 
 
-def test_zero_works_with_converted_weights_and_the_others_under_autocast() -> None:
+def test_fsdp_and_zero_work_with_converted_weights_and_the_others_under_autocast() -> None:
     model = held(1_000_000, working=Working(100, 10), converted=Working(60, 5))
     plain = held(1_000_000)
-    for strategy, working in (("ddp", (100, 10)), ("fsdp", (100, 10)), ("zero1", (60, 5)), ("zero3_offload", (60, 5))):
+    for strategy, working in (("single", (100, 10)), ("ddp", (100, 10)), ("fsdp", (60, 5)), ("zero1", (60, 5)), ("zero3_offload", (60, 5))):
         found, without = footprint(strategy, model, 2, 2), footprint(strategy, plain, 2, 2)  # type: ignore[arg-type]
         assert (found.activations, found.transient - without.transient) == working

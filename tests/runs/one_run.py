@@ -138,6 +138,7 @@ DEFAULTS: dict[str, Any] = {
     "optimizer": "adamw",
     "lr": 1e-2,
     "devices": 1,
+    "precision": "32-true",
     "strategy": None,
     "kill_at": None,
     "stop_at": None,
@@ -199,6 +200,7 @@ def main(given: dict[str, Any]) -> None:
             *([Compile()] if settings["compiled"] else []),
             *([WeightAveraging(0.9)] if settings["averaged"] else []),
         ],
+        precision=settings["precision"],
         seed=3,
         trainer={
             "enable_progress_bar": False,
