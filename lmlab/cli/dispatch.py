@@ -31,6 +31,7 @@ COMMANDS = {
     "test": Command(TRAIN, "measure a run on its test text: lmlab test RUN", "lmlab.cli.training:test_main"),
     "predict": Command(TRAIN, "write down what a run predicts for its test text: lmlab predict RUN", "lmlab.cli.training:predict_main"),
     "plan": Command(TRAIN, "predict memory, time and strategy of a run, before it is run: lmlab plan -c CONFIG", "lmlab.cli.plan:main"),
+    "strategies": Command(TRAIN, "what can be trained under DDP, FSDP and ZeRO, and what cannot", "lmlab.cli.strategies:main"),
     "techniques": Command(TRAIN, "the table of all techniques, trained with several seeds", "lmlab.cli.techniques:main"),
     "demo": Command(TRAIN, "a causal and a masked model learn from Jane Austen in a few minutes", "lmlab.cli.demo:main"),
     "generate": Command(USE, "continue a text: lmlab generate RUN --prompt TEXT", "lmlab.cli.generate:generate_main"),

@@ -132,7 +132,7 @@ def _strategies() -> Finding:
 
     if not torch.distributed.is_available():
         return Finding("strategies", "note", "single device only", "this build of torch has no torch.distributed")
-    names = ["single", "ddp", "fsdp", *(["deepspeed"] if importlib.util.find_spec("deepspeed") else [])]
+    names = ["single", "ddp", "fsdp", *(["zero (deepspeed)"] if importlib.util.find_spec("deepspeed") else [])]
     backends = [name for name in ("gloo", "nccl") if getattr(torch.distributed, f"is_{name}_available")()]
     return Finding("strategies", "ok", f"{', '.join(names)} over {', '.join(backends)}")
 
