@@ -31,15 +31,15 @@ from lmlab.strategies.zero_state import read_optimizer, read_weights, write_opti
 class ZeRO(DeepSpeedStrategy):
     """Data parallelism whose ranks share optimizer state (stage 1), gradients too (2), parameters too (3), by DeepSpeed.
 
-    Checkpoints are the ordinary single file, with whole tensors by name: any other strategy, and any number of ranks, goes on from them.
-    DeepSpeed's folders, which are pickles, are neither written nor read. Weights are drawn whole on each rank, as on one device.
+    torch's optimizers do the step, and nothing is compiled. Checkpoints are the ordinary single file, with whole tensors by name: any other
+    strategy, and any number of ranks, goes on from them. DeepSpeed's folders, which are pickles, are neither written nor read. Weights are
+    drawn whole on each rank, as on one device.
 
     bf16-mixed means bfloat16 weights beside a float32 master copy here, not autocast as elsewhere.
 
     Args:
         stage: What is shared.
         offload: What is kept in the memory of the host: nothing, the optimizer's state, or (stage 3) parameters, too.
-        kernels: `torch` steps with torch's optimizers; `deepspeed` takes its fused AdamW, which it compiles when first used.
         persistence: Stage 3 keeps parameters of fewer elements together on all ranks.
         bucket: Elements that are exchanged at once.
         timeout: Seconds after which a rank that does not answer ends the job.
@@ -52,21 +52,20 @@ class ZeRO(DeepSpeedStrategy):
         self,
         stage: Literal[1, 2, 3] = 2,
         offload: Literal["none", "optimizer", "all"] = "none",
-        kernels: Literal["torch", "deepspeed"] = "torch",
         persistence: int = 100_000,
         bucket: int = 50_000_000,
         timeout: float = 1800.0,
         process_group_backend: str | None = None,
     ) -> None:
         """Makes DeepSpeed's config."""
-        self.stage, self.offload, self.kernels, self.persistence, self.bucket = stage, offload, kernels, persistence, bucket
+        self.stage, self.offload, self.persistence, self.bucket = stage, offload, persistence, bucket
         check_choices(self)
         require(
             offload != "all" or stage == 3, self, "offload", "parameters are shared at stage 3 only", "set it to optimizer, or stage to 3"
         )
         require(persistence >= 0, self, "persistence", "it is a number of elements", "0 keeps nothing together")
         require(bucket >= 1, self, "bucket", "it is a number of elements", "50_000_000 is a good one")
-        _load(kernels)
+        _load()
         config: dict[str, Any] = {
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
@@ -190,19 +189,17 @@ def _plain(optimizer: Any) -> Any:
     return optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
 
 
-def _load(kernels: str) -> None:
-    """Imports DeepSpeed; without its kernels, it does not look for a compiler, nor compile its way of talking over shared memory."""
+def _load() -> None:
+    """Imports DeepSpeed without its kernels: it does not look for a compiler, nor compile its way of talking over shared memory."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it has found no other
     try:
         import deepspeed.ops
+        from deepspeed.ops.op_builder.all_ops import ALL_OPS
     except ImportError as error:
         what, remedy = "ZeRO needs DeepSpeed", "pip install 'lmlab[deepspeed]'"
         raise ConfigError(what, where="trainer.strategy", why=str(error), remedy=remedy) from error
-    if kernels == "torch":
-        from deepspeed.ops.op_builder.all_ops import ALL_OPS
-
-        vars(deepspeed.ops)["__compatible_ops__"] = dict.fromkeys(ALL_OPS, False)
+    vars(deepspeed.ops)["__compatible_ops__"] = dict.fromkeys(ALL_OPS, False)
 
 
 def outside_blocks(module: nn.Module) -> list[nn.Parameter]:
