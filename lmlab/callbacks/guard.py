@@ -25,7 +25,7 @@ class FiniteGuard(Callback):
             LabError: If it is not finite.
         """
         if not torch.isfinite(loss):
-            raise _error("loss", loss, trainer)
+            raise not_finite("loss", loss.item(), trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Looks at the gradients, by the norm of their norms.
@@ -37,12 +37,19 @@ class FiniteGuard(Callback):
         if gradients:
             norm = norm_of(gradients)
             if not torch.isfinite(norm):
-                raise _error("gradient norm", norm, trainer)
+                raise not_finite("gradient norm", norm.item(), trainer.global_step)
 
 
-def _error(what: str, value: Tensor, trainer: Trainer) -> LabError:
+def not_finite(what: str, value: float, step: int) -> LabError:
+    """What is said then.
+
+    Args:
+        what: The quantity.
+        value: Its value.
+        step: Optimiser steps that were taken before.
+    """
     return LabError(
-        f"the {what} is {value.item()} at step {trainer.global_step}",
-        why="the weights would be spoilt by this step, so it was not taken; the last checkpoint is good",
+        f"the {what} is {value} at step {step}",
+        why="the weights would be spoilt by this step; the last checkpoint is good",
         remedy="lower optimizer.lr, set trainer.gradient_clip_val: 1.0, or use trainer.precision: 32-true; then resume",
     )

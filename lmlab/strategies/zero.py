@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from argparse import Namespace
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lmlab.callbacks.guard import not_finite
 from lmlab.checkpoint.optimizer_names import group_names, named, numbered
 from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
@@ -145,6 +147,19 @@ class ZeRO(DeepSpeedStrategy):
                 deepspeed.zero.register_external_parameter(model, parameter)
         return engine, sharing
 
+    def optimizer_step(self, optimizer: Any, closure: Any, model: Any = None, **kwargs: Any) -> Any:
+        """A step; gradients are where no callback finds them, so their norm is looked at here.
+
+        Raises:
+            LabError: If it was not finite. Weights are spoilt by now, but no checkpoint is.
+        """
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        norm = self.deepspeed_engine.get_global_grad_norm()
+        if norm is not None and not math.isfinite(norm):
+            assert self.lightning_module is not None
+            raise not_finite("gradient norm", float(norm), self.lightning_module.trainer.global_step)
+        return result
+
     # one portable checkpoint
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -199,7 +214,7 @@ def _load() -> None:
     except ImportError as error:
         what, remedy = "ZeRO needs DeepSpeed", "pip install 'lmlab[deepspeed]'"
         raise ConfigError(what, where="trainer.strategy", why=str(error), remedy=remedy) from error
-    vars(deepspeed.ops)["__compatible_ops__"] = dict.fromkeys(ALL_OPS, False)
+    deepspeed.ops.__compatible_ops__ = dict.fromkeys(ALL_OPS, False)  # type: ignore[attr-defined]
 
 
 def outside_blocks(module: nn.Module) -> list[nn.Parameter]:

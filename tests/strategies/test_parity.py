@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
 import pytest
 
+from lmlab.data.batch import Batch
+from lmlab.errors import LabError
+from lmlab.losses import Losses
+from lmlab.objectives.clm import CLM
 from tests.runs import one_run
 from tests.strategies.conftest import Train, apart, moments, structure
 
@@ -87,3 +95,25 @@ def test_averages_and_another_optimizer(train: Train, setting: str, strategy: st
     assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE
     if setting == "averaged":
         assert apart(one["lmlab_average"]["averages"], two["lmlab_average"]["averages"]) < TOLERANCE
+
+
+class Poisoned(CLM):
+    """Its loss is a number, its gradient is none after the third step."""
+
+    def losses(self, batch: Batch) -> Losses:
+        losses = super().losses(batch)
+        part = losses.parts[self.part]
+        gone = (self.head.parameters().__next__().sum() * 0.0).sqrt() if self.training and self.trainer.global_step >= 3 else 0.0
+        return losses._replace(parts={self.part: part._replace(sum=part.sum + gone)})
+
+
+def poisoned(settings: Mapping[str, Any]) -> None:
+    one_run.OBJECTIVES["poisoned"] = partial(Poisoned, length=one_run.LENGTH)  # of this rank alone
+    with pytest.raises(LabError, match=r"gradient norm is (nan|inf)"):
+        one_run.main(dict(settings))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "zero2"])
+def test_a_gradient_that_is_no_number_ends_the_run(train: Train, strategy: str) -> None:
+    with pytest.raises(IndexError):  # nothing was saved
+        train("poisoned", strategy, main=poisoned)
