@@ -170,7 +170,8 @@ def _go_on(run: RunDirectory, claim: BaseFileLock, must_have_checkpoint: bool = 
         run.samples_path.unlink(missing_ok=True)
     log.info("going on with %s from %s", run.path, checkpoint.name if checkpoint else "its beginning")
     _tell_ranks(run)
-    return Session(run, Record.load(run.record_path), checkpoint, reached, claim)
+    record = dataclasses.replace(Record.load(run.record_path), error="")  # of the attempt before
+    return Session(run, record, checkpoint, reached, claim)
 
 
 def _newest(run: RunDirectory) -> tuple[Path | None, int]:
@@ -240,13 +241,19 @@ def _tell_ranks(run: RunDirectory) -> None:
     os.environ[RUN_VARIABLE] = str(run.path)
     store = _elastic_store()
     if store is not None:
-        store.set(f"run/{_num_opened}", str(run.path.resolve()))
+        for key in (f"run/{_num_opened}", _now_key()):
+            store.set(key, str(run.path.resolve()))
 
 
 def _told_by_rank_zero() -> str | None:
     """Waits for rank 0's folder; None on rank 0 and outside the elastic launcher."""
     store = _elastic_store() if os.environ.get("RANK", "0") != "0" else None
-    return None if store is None else store.get(f"run/{_num_opened}").decode()
+    return None if store is None else store.get(_now_key()).decode()
+
+
+def _now_key() -> str:
+    """Where rank 0 writes its word to the ranks that were started along with it."""
+    return f"run/{_num_opened}/attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def _run_before_restart() -> RunDirectory | None:
@@ -254,7 +261,21 @@ def _run_before_restart() -> RunDirectory | None:
     store = _elastic_store()
     if store is None or not store.check([f"run/{_num_opened}"]):
         return None
+    if _num_opened == 1:
+        _forget_addresses(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
     return RunDirectory(Path(store.get(f"run/{_num_opened}").decode()))
+
+
+def _forget_addresses(address: str, port: int) -> None:
+    """Removes the addresses of dead ranks from the launcher's store; the others look there only after rank 0 has told them of the run.
+
+    torch 2.13 keeps one store for all attempts and writes to it under the same names, so that ranks would call dead ones
+    ("Gloo connectFullMesh failed").
+    """
+    store = TCPStore(address, port, is_master=False)
+    for key in store.list_keys():
+        if key.startswith("default_pg/"):
+            store.delete_key(key)
 
 
 def _run_to_resume(config: RunConfig, config_hash: str, settings: dict[str, Any]) -> RunDirectory | None:

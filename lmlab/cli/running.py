@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -122,6 +123,7 @@ class LabCLI(LightningCLI):
         if num_ranks:
             from lmlab.cli.parent import start_ranks
 
+            gc.freeze()  # the parent needs nothing of what it has imported, and Python would look through it for seconds before it ends
             allowed = [f"--allow={package}" for package in self.admitted.packages]
             raise SystemExit(start_ranks(num_ranks, ["-m", "lmlab", *self.admitted.arguments, *allowed], launch))
 
