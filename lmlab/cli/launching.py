@@ -38,14 +38,14 @@ class LaunchConfig:
         require(self.stop_seconds > 0, self, "stop_seconds", "ranks need time to save", "set it above 0")
 
 
-def ranks_to_start(trainer: Any, launch: LaunchConfig, where: Callable[[str], str | None] = lambda key: None) -> int:
+def ranks_to_start(trainer: Any, launch: LaunchConfig | None, where: Callable[[str], str | None] = lambda key: None) -> int:
     """How many ranks this process has to start; 0 if it is to do the work itself.
 
     Under torchrun, the trainer's `devices` and `num_nodes` are set to torchrun's numbers where they were left open.
 
     Args:
         trainer: The trainer's settings, by attribute.
-        launch: How ranks are looked after.
+        launch: How ranks are looked after; None for a command that measures, whose number of ranks stays as it is set.
         where: Tells which file and line, or argument, set a key; for messages.
 
     Raises:
@@ -53,8 +53,9 @@ def ranks_to_start(trainer: Any, launch: LaunchConfig, where: Callable[[str], st
     """
     if PARENT in os.environ:
         return 0
+    measures, launch = launch is None, launch or LaunchConfig()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _take_numbers(trainer, where)
+        _check_numbers(trainer, where, takes=not measures)
         if launch != LaunchConfig():
             key = "launch.max_restarts" if launch.max_restarts else "launch.stop_seconds"
             remedy = "torchrun --max-restarts N, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=SECONDS; and leave out the settings of `launch`"
@@ -102,13 +103,13 @@ def num_devices(accelerator: Any, devices: Any) -> int:
     return parsed if isinstance(parsed, int) else len(parsed or [0])
 
 
-def _take_numbers(trainer: Any, where: Callable[[str], str | None]) -> None:
-    """Takes the numbers of ranks and nodes from torchrun; what says otherwise is refused."""
+def _check_numbers(trainer: Any, where: Callable[[str], str | None], takes: bool) -> None:
+    """Takes the numbers of ranks and nodes from torchrun, if it may; what says otherwise is refused."""
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     nodes = max(1, world // local)
-    if trainer.devices in ("auto", 1, "1", -1, "-1"):
+    if takes and trainer.devices in ("auto", 1, "1", -1, "-1"):
         trainer.devices = local
-    if trainer.num_nodes == 1:
+    if takes and trainer.num_nodes == 1:
         trainer.num_nodes = nodes
     for key, given, there in (
         ("trainer.devices", num_devices(trainer.accelerator, trainer.devices), local),

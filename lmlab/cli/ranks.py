@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -52,11 +53,6 @@ class Word(NamedTuple):
     code: int = 1
 
 
-def is_rank_of_launcher() -> bool:
-    """Whether the elastic launcher started this process."""
-    return bool(os.environ.get(ERROR_FILE))
-
-
 def as_rank(call: Callable[[], int], code_of: Callable[[Exception], int]) -> int:
     """Runs a command as one rank of several.
 
@@ -68,6 +64,7 @@ def as_rank(call: Callable[[], int], code_of: Callable[[Exception], int]) -> int
         Exit code. What went wrong stands in the launcher's error file; it is printed here only under torchrun, which has no words for it.
     """
     follow_parent()
+    faulthandler.enable(sys.__stderr__ or 2)  # a crash in compiled code leaves no other word
     try:
         return call()
     except KeyboardInterrupt:

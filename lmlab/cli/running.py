@@ -114,18 +114,17 @@ class LabCLI(LightningCLI):
 
     def _start_ranks(self) -> None:
         """Becomes the parent of several ranks if they are asked for, and ends with them."""
+        launch = None
         if self.subcommand == "fit":
             _ = self._budget, self._run_config  # refused now rather than by each rank, or after a tokenizer was trained
             launch = LaunchConfig(**self._chosen.launch.as_dict())
-        else:
-            launch = LaunchConfig()  # measuring is not looked after
         num_ranks = ranks_to_start(self._chosen.trainer, launch, self._where)
         if num_ranks:
             from lmlab.cli.parent import start_ranks
 
             gc.freeze()  # the parent needs nothing of what it has imported, and Python would look through it for seconds before it ends
             allowed = [f"--allow={package}" for package in self.admitted.packages]
-            raise SystemExit(start_ranks(num_ranks, ["-m", "lmlab", *self.admitted.arguments, *allowed], launch))
+            raise SystemExit(start_ranks(num_ranks, ["-m", "lmlab", *self.admitted.arguments, *allowed], launch or LaunchConfig()))
 
     def instantiate_classes(self) -> None:
         """Makes the objects; what a config says about itself comes out as it was said, not wrapped in the parser's words."""

@@ -20,6 +20,7 @@ from lmlab.cli.parent import start_ranks
 from lmlab.cli.ranks import PARENT, Word, as_rank, lost_others, read_word
 from lmlab.cli.verdict import Ending, error_of, first_cause
 from lmlab.errors import ConfigError, DataError, LabError
+from lmlab.session import hashed
 
 ROOT = Path(__file__).parents[2]
 RESET = "[../third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:36012: Connection reset by peer"
@@ -127,6 +128,18 @@ def test_torchrun_gives_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "torchrun --max-restarts" in caught.value.remedy
 
 
+def test_torchrun_does_not_multiply_what_measures_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="asks for 1, and torchrun started 2"):
+        ranks_to_start(trainer(devices=1), None)
+
+
+def test_looking_after_ranks_is_not_part_of_a_run() -> None:
+    settings = {"budget": {"steps": 3}, "launch": {"max_restarts": 0}}
+    assert hashed(settings) == hashed({**settings, "launch": {"max_restarts": 5}})
+
+
 def test_what_nobody_would_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="num_nodes = 2") as caught:
         ranks_to_start(trainer(devices=4, num_nodes=2), LaunchConfig())
@@ -219,11 +232,21 @@ def test_a_signal_to_the_parent_lets_ranks_save(place: Place, number: signal.Sig
     assert len(list(place.folder.glob("*.saved"))) == 2
 
 
-def test_ranks_that_do_not_stop_in_time_are_killed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("stop_seconds", "signals"), [(0.5, 1), (60.0, 2)])
+def test_ranks_that_do_not_stop_in_time_are_killed(
+    place: Place, stop_seconds: float, signals: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     body = f"signal.signal(15, signal.SIG_IGN)\n    open({str(place.folder)!r} + f'/{{rank}}.up', 'w')\n    {WAIT}"
-    threading.Thread(target=lambda: (_until(place.folder, "*.up", 2), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+
+    def ask() -> None:
+        _until(place.folder, "*.up", 2)
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+
+    threading.Thread(target=ask, daemon=True).start()
     started = time.monotonic()
-    assert place.start(body, stop_seconds=0.5) == 143
+    assert place.start(body, stop_seconds=stop_seconds) == 143
     assert time.monotonic() - started < GONE_SECONDS
     assert "killed before they had saved: rank 0, 1" in capsys.readouterr().err
 

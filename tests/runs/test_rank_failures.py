@@ -153,8 +153,8 @@ def test_a_killed_rank_is_started_again_and_ends_at_the_same_weights(
 
 
 @pytest.mark.slow
-def test_a_run_without_a_checkpoint_begins_anew_in_the_same_folder(place: Place, start: Start) -> None:
-    launch = start(write_config(place, "early", steps=6, step=1, rank=0), "--launch.max_restarts=2")
+def test_a_single_rank_without_a_checkpoint_begins_anew_in_the_same_folder(place: Place, start: Start) -> None:
+    launch = start(write_config(place, "early", steps=6, step=1, rank=0), "--launch.max_restarts=2", "--trainer.devices=1")
     assert launch.wait() == 0, launch.printed()
     assert launch.record().spent["steps"] == 6  # of the one run there is
 
