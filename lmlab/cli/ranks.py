@@ -61,7 +61,7 @@ def as_rank(call: Callable[[], int], code_of: Callable[[Exception], int]) -> int
         code_of: The exit code of an exception.
 
     Returns:
-        Exit code. What went wrong stands in the launcher's error file; it is printed here only under torchrun, which has no words for it.
+        Exit code. What went wrong stands in the launcher's error file, from which the launcher takes it.
     """
     follow_parent()
     faulthandler.enable(sys.__stderr__ or 2)  # a crash in compiled code leaves no other word
@@ -71,11 +71,12 @@ def as_rank(call: Callable[[], int], code_of: Callable[[Exception], int]) -> int
         return 128 + signal.SIGINT
     except Exception as error:
         word = word_of(error, code_of(error))
-        trace = traceback.format_exc()
+        is_plain = word.kind == "lab" and not os.environ.get("LMLAB_DEBUG")  # says itself all there is to say
+        trace = f"{word.name}: {error}" if is_plain else traceback.format_exc()
         if PARENT not in os.environ:
             if word.kind == "lost":
                 _linger()
-            _print(word, error, trace)
+            _print(word, trace)
         write_word(Path(os.environ[ERROR_FILE]), word, trace)
         _leave(word.code)
         return word.code
@@ -178,11 +179,10 @@ def _linger() -> None:
     time.sleep(LINGER_SECONDS)
 
 
-def _print(word: Word, error: Exception, trace: str) -> None:
+def _print(word: Word, trace: str) -> None:
+    """Says what torchrun's own block of the first failure may leave out; an error with a remedy stands there as it is."""
     rank = os.environ.get("RANK", "0")
     if word.kind == "lost":
         print(f"rank {rank} lost the others; another rank failed first ({word.name}: {word.what.splitlines()[0]})", file=sys.stderr)
     elif word.kind == "other":
         print(f"rank {rank} failed:\n{trace}", file=sys.stderr)
-    elif os.environ.get("LOCAL_RANK", "0") == "0":  # found by every rank, more often than not
-        print(f"error: {error}", file=sys.stderr)
