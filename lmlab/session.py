@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from lmlab.budget import BudgetConfig
 from lmlab.cache import write_atomic
 from lmlab.checkpoint import newest_whole, read_checkpoint
 from lmlab.config import check_choices, fingerprint, leaves, require
-from lmlab.errors import CheckpointError, LabError
+from lmlab.errors import CheckpointError, ConfigError, LabError
 from lmlab.run.directory import RunDirectory, create_run
 from lmlab.run.environment import git_state, write_environment
 from lmlab.run.find import find_run, unfinished
@@ -28,6 +29,8 @@ from lmlab.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 RUN_VARIABLE = "LMLAB_RUN_FOLDER"  # tells the ranks a launcher starts which folder rank 0 has made
+RELEASE_SECONDS = 30.0  # loader workers look every five seconds whether their parent lives
+_num_opened = 0  # runs that this process has opened: the ranks of a script open the same ones in the same order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +108,19 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
     Raises:
         CheckpointError: If there is nothing to resume though there must be, or the run to resume has other settings.
     """
+    global _num_opened
+    _num_opened += 1
     config_hash = hash_of(settings, tokenizer)
     folder = os.environ.get(RUN_VARIABLE) or _told_by_rank_zero()
     if folder:
         run = RunDirectory(Path(folder))
         return Session(run, Record.load(run.record_path), *_newest(run))
+    restarted = _run_before_restart()
+    if restarted is not None:
+        return _go_on(restarted, _claim_from_the_dead(restarted))
     run = _run_to_resume(config, config_hash, settings)
     if run is not None:
-        return _go_on(run, config)
+        return _go_on(run, run.claim(), must_have_checkpoint=config.resume != "auto")
     run = create_run(config.root, config.name, seed)
     claim = run.claim()
     record = Record(
@@ -134,10 +142,22 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
     return Session(run, record, claim=claim)
 
 
-def _go_on(run: RunDirectory, config: RunConfig) -> Session:
+def _claim_from_the_dead(run: RunDirectory) -> BaseFileLock:
+    """Claims a run whose last owner is dead or dying: the system lets go of its lock when the last process it forked is gone, too."""
+    end = time.monotonic() + RELEASE_SECONDS
+    while True:
+        try:
+            return run.claim()
+        except ConfigError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+
+
+def _go_on(run: RunDirectory, claim: BaseFileLock, must_have_checkpoint: bool = False) -> Session:
     """Takes a run up at its newest whole checkpoint; what lies beyond it is put aside, for it is about to be done again."""
-    claim, (checkpoint, reached) = run.claim(), _newest(run)
-    if checkpoint is None and config.resume != "auto":
+    checkpoint, reached = _newest(run)
+    if checkpoint is None and must_have_checkpoint:
         claim.release()
         raise CheckpointError(
             f"the run {run.path.name} has no whole checkpoint to go on from", where=str(run.checkpoints), remedy="start anew"
@@ -150,7 +170,8 @@ def _go_on(run: RunDirectory, config: RunConfig) -> Session:
         run.samples_path.unlink(missing_ok=True)
     log.info("going on with %s from %s", run.path, checkpoint.name if checkpoint else "its beginning")
     _tell_ranks(run)
-    return Session(run, Record.load(run.record_path), checkpoint, reached, claim)
+    record = dataclasses.replace(Record.load(run.record_path), error="")  # of the attempt before
+    return Session(run, record, checkpoint, reached, claim)
 
 
 def _newest(run: RunDirectory) -> tuple[Path | None, int]:
@@ -189,12 +210,30 @@ def hash_of(settings: dict[str, Any], tokenizer: Tokenizer) -> str:
     return fingerprint({**hashed(settings), "tokenizer": tokenizer.fingerprint if is_read else config})
 
 
+def run_of_job(address: str, port: int) -> RunDirectory | None:
+    """The run that the ranks of an elastic launcher work on, if rank 0 has told; the last one, if they had several.
+
+    Args:
+        address: Host of the launcher's store.
+        port: Its port.
+    """
+    store, found = _job_store(address, port), None
+    number = 1
+    while store.check([f"run/{number}"]):
+        found = RunDirectory(Path(store.get(f"run/{number}").decode()))
+        number += 1
+    return found
+
+
+def _job_store(address: str, port: int) -> Store:
+    return PrefixStore("lmlab", TCPStore(address, port, is_master=False))
+
+
 def _elastic_store() -> Store | None:
-    """The key-value store of torch's elastic launcher, if it started this process."""
+    """The key-value store of torch's elastic launcher, if it started this process; it lives on when ranks are started again."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    return PrefixStore(f"lmlab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return _job_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
 
 
 def _tell_ranks(run: RunDirectory) -> None:
@@ -202,13 +241,41 @@ def _tell_ranks(run: RunDirectory) -> None:
     os.environ[RUN_VARIABLE] = str(run.path)
     store = _elastic_store()
     if store is not None:
-        store.set("run", str(run.path.resolve()))
+        for key in (f"run/{_num_opened}", _now_key()):
+            store.set(key, str(run.path.resolve()))
 
 
 def _told_by_rank_zero() -> str | None:
     """Waits for rank 0's folder; None on rank 0 and outside the elastic launcher."""
     store = _elastic_store() if os.environ.get("RANK", "0") != "0" else None
-    return None if store is None else store.get("run").decode()
+    return None if store is None else store.get(_now_key()).decode()
+
+
+def _now_key() -> str:
+    """Where rank 0 writes its word to the ranks that were started along with it."""
+    return f"run/{_num_opened}/attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def _run_before_restart() -> RunDirectory | None:
+    """The run that rank 0 had told of before the elastic launcher started all ranks again; the same one then goes on."""
+    store = _elastic_store()
+    if store is None or not store.check([f"run/{_num_opened}"]):
+        return None
+    if _num_opened == 1:
+        _forget_addresses(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    return RunDirectory(Path(store.get(f"run/{_num_opened}").decode()))
+
+
+def _forget_addresses(address: str, port: int) -> None:
+    """Removes the addresses of dead ranks from the launcher's store; the others look there only after rank 0 has told them of the run.
+
+    torch 2.13 keeps one store for all attempts and writes to it under the same names, so that ranks would call dead ones
+    ("Gloo connectFullMesh failed").
+    """
+    store = TCPStore(address, port, is_master=False)
+    for key in store.list_keys():
+        if key.startswith("default_pg/"):
+            store.delete_key(key)
 
 
 def _run_to_resume(config: RunConfig, config_hash: str, settings: dict[str, Any]) -> RunDirectory | None:

@@ -71,18 +71,31 @@ def main(argv: list[str] | None = None) -> int:
         Exit code: 0, 1 for a run that failed, 2 for settings or files that cannot be used, 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    if os.environ.get("TORCHELASTIC_ERROR_FILE"):  # one rank of several
+        from lmlab.cli.ranks import as_rank
+
+        return as_rank(lambda: _call(arguments[0] if arguments else "help", arguments[1:]), exit_code)
     try:
         return _call(arguments[0] if arguments else "help", arguments[1:])
     except LabError as error:
         if os.environ.get("LMLAB_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
-        return CONFIG_EXIT if type(error) is not LabError else RUN_EXIT
+        return exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPT_EXIT
     except BrokenPipeError:  # `lmlab --help | head -3`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code of a failure.
+
+    Args:
+        error: What was raised.
+    """
+    return CONFIG_EXIT if isinstance(error, LabError) and type(error) is not LabError else RUN_EXIT
 
 
 def help_text() -> str:

@@ -14,6 +14,7 @@ GROUPS = {
     "budget": ("when the run ends: exactly one of", ("budget.tokens", "budget.steps", "budget.flops", "budget.seconds")),
     "run": ("where it is written, and how it goes on", ("run.name", "run.question", "run.resume", "run.wandb")),
     "trainer": ("Lightning's Trainer", ("trainer.precision", "trainer.devices", "trainer.strategy", "trainer.callbacks+")),
+    "launch": ("how several ranks are looked after", ("launch.max_restarts", "launch.stop_seconds")),
 }
 """Sections of a config: what each is for, and the settings asked for most."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lmlab.budget import BudgetConfig
 from lmlab.cache import atomic_file
 from lmlab.checkpoint import AtomicCheckpointIO, description_of, read_checkpoint, trained_weights
 from lmlab.cli.allowlist import Admitted
+from lmlab.cli.launching import LaunchConfig, ranks_to_start
 from lmlab.cli.parser import StrictParser, parser_kwargs
 from lmlab.cli.suggestions import COMMANDS, explain, where_written
 from lmlab.data.cleaning import CleaningConfig
@@ -37,7 +39,7 @@ register_type(Tokenizer, serializer=lambda tokenizer: tokenizer.fingerprint, des
 
 
 class LabCLI(LightningCLI):
-    """LightningCLI with lmlab's groups: `tokenizer`, `budget`, `run`.
+    """LightningCLI with lmlab's groups: `tokenizer`, `budget`, `run`, `launch`.
 
     Args:
         admitted: The command line, looked at.
@@ -76,6 +78,7 @@ class LabCLI(LightningCLI):
         parser.add_class_arguments(TokenizerConfig, "tokenizer")
         parser.add_class_arguments(BudgetConfig, "budget")
         parser.add_class_arguments(RunConfig, "run")
+        parser.add_class_arguments(LaunchConfig, "launch")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         for target in ("model", "data"):
             parser.link_arguments("tokenizer", f"{target}.init_args.tokenizer", compute_fn=self._tokenizer, apply_on="instantiate")
@@ -93,9 +96,10 @@ class LabCLI(LightningCLI):
         """Takes no settings from a checkpoint: lmlab's hold none that the parser could use, and the file is not verified yet."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuses settings that are lmlab's own; reads the checkpoint to measure."""
+        """Refuses settings that are lmlab's own; starts ranks, if several are asked for; reads the checkpoint to measure."""
         config = self._chosen
-        check_trainer(config.trainer, lambda key: where_written(key, self.admitted.configs, self.admitted.arguments))
+        check_trainer(config.trainer, self._where)
+        self._start_ranks()
         if self.subcommand != "fit":
             if "verbose" in config:
                 config.verbose = False  # the command prints its own table
@@ -105,10 +109,23 @@ class LabCLI(LightningCLI):
                 description_of(self._content, self.measured)  # refused now if lmlab did not write it
                 config.ckpt_path = None  # loaded below, as `lmlab.load` does, and not with the state of callbacks and data
             return
-        _ = self._budget, self._run_config  # refused now rather than after a tokenizer was trained
         if config.ckpt_path is not None:
             why, remedy = "the run's own checkpoints are found by its folder", "use --resume auto, or --resume RUN"
             raise self._refused("ckpt_path", config.ckpt_path, why, remedy)
+
+    def _start_ranks(self) -> None:
+        """Becomes the parent of several ranks if they are asked for, and ends with them."""
+        launch = None
+        if self.subcommand == "fit":
+            _ = self._budget, self._run_config  # refused now rather than by each rank, or after a tokenizer was trained
+            launch = LaunchConfig(**self._chosen.launch.as_dict())
+        num_ranks = ranks_to_start(self._chosen.trainer, launch, self._where)
+        if num_ranks:
+            from lmlab.cli.parent import start_ranks
+
+            gc.freeze()  # the parent needs nothing of what it has imported, and Python would look through it for seconds before it ends
+            allowed = [f"--allow={package}" for package in self.admitted.packages]
+            raise SystemExit(start_ranks(num_ranks, ["-m", "lmlab", *self.admitted.arguments, *allowed], launch or LaunchConfig()))
 
     def instantiate_classes(self) -> None:
         """Makes the objects; what a config says about itself comes out as it was said, not wrapped in the parser's words."""
@@ -196,8 +213,10 @@ class LabCLI(LightningCLI):
         return tokenizer_for(data.corpus, config, rules, data.get("cache_dir"))
 
     def _refused(self, key: str, value: Any, why: str, remedy: str) -> ConfigError:
-        where = where_written(key, self.admitted.configs, self.admitted.arguments)
-        return ConfigError(f"{key} = {value!r} is not yours to set", where=where or key, why=why, remedy=remedy)
+        return ConfigError(f"{key} = {value!r} is not yours to set", where=self._where(key) or key, why=why, remedy=remedy)
+
+    def _where(self, key: str) -> str | None:
+        return where_written(key, self.admitted.configs, self.admitted.arguments)
 
 
 class _PredictionWriter(Callback):

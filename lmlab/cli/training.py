@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lmlab.cli.running import LabCLI
 
 ALIASES = {"--resume": "--run.resume", "--name": "--run.name"}
-ONE_PROCESS = ("--trainer.strategy=auto", "--trainer.devices=1", "--trainer.callbacks=null")
+ONE_PROCESS = ("--trainer.strategy=auto", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.callbacks=null")
 """How a run is measured whatever it was trained on: several ranks would drop examples that do not divide among them."""
 
 
