@@ -103,7 +103,7 @@ class Poisoned(CLM):
     def losses(self, batch: Batch) -> Losses:
         losses = super().losses(batch)
         part = losses.parts[self.part]
-        gone = (self.head.parameters().__next__().sum() * 0.0).sqrt() if self.training and self.trainer.global_step >= 3 else 0.0
+        gone = (self.head.weight.sum() * 0.0).sqrt() if self.training and self.trainer.global_step >= 3 else 0.0
         return losses._replace(parts={self.part: part._replace(sum=part.sum + gone)})
 
 
