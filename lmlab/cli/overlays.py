@@ -106,12 +106,12 @@ def _same_class(one: str, other: str) -> bool:
 
 
 def _changed_class(file: ConfigFile, key: str, path: str, known: tuple[str, ConfigFile]) -> ConfigError:
-    two_bases = key == "model" and is_base(known[1])
+    two = (key == "model" and is_base(known[1])) or key == "trainer.strategy"
     return ConfigError(
         f"{file.path.name} changes the class of {key} from {known[0]} to {path}",
         where=file.where(f"{key}.class_path") if f"{key}.class_path" in file.lines else file.where(key),
         why=f"the settings {known[1].path.name} has for {known[0].rpartition('.')[2]} would be dropped",
-        remedy="give only one of the two configs" if two_bases else "write a base config of its own for this class",
+        remedy="give only one of the two configs" if two else "write a base config of its own for this class",
     )
 
 

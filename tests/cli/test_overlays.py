@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmlab.cli.config_file import read_config
-from lmlab.cli.overlays import check_order, check_overlays, is_base
+from lmlab.cli.overlays import check_order, check_overlays, class_paths, is_base
 from lmlab.errors import ConfigError
 from tests.cli.toy import BASE, NAME, parse, write
 
@@ -79,6 +79,12 @@ def test_every_pair_of_shipped_overlays_adds_up_on_every_base() -> None:
     assert len(overlays) >= 3
     for base in bases:
         for pair in permutations(overlays, 2):
+            strategies = {path for file in pair for key, path in class_paths(file.tree) if key == "trainer.strategy"}
+            if len(strategies) > 1:
+                with pytest.raises(ConfigError, match="changes the class of trainer.strategy") as caught:
+                    check_order([base, *pair])
+                assert caught.value.remedy == "give only one of the two configs"
+                continue
             check_order([base, *pair])
         for overlay in overlays:
             with pytest.raises(ConfigError, match="before its base"):
