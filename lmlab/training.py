@@ -127,7 +127,7 @@ def fit(  # noqa: PLR0913  each is a part of a run
     for name in ("callbacks", "plugins"):
         if name in arguments:
             raise ConfigError(f"trainer['{name}'] is not yours to set", where="trainer", why="lmlab has its own", remedy=f"fit({name}=...)")
-    check_strategy(arguments.get("strategy", "auto"), objective)
+    check_strategy(objective, {**arguments, "callbacks": callbacks})
     seed_everything(check_seed(seed), verbose=False)
     settings = _settings(objective, data, budget, run, seed, arguments)
     with open_session(run, seed, settings, budget, objective.tokenizer) as session:

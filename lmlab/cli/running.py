@@ -155,7 +155,7 @@ class LabCLI(LightningCLI):
         callbacks = list(config.get("callbacks") or [])
         check_callbacks(callbacks)
         if self.subcommand == "fit":
-            check_strategy(config.get("strategy", "auto"), self.model)
+            check_strategy(self.model, {**config, "callbacks": callbacks})
             seed = int(self._chosen.seed_everything)
             opened = open_session(self._run_config, seed, self._settings(), self._budget, self.model.tokenizer)
             self.session = self._open.enter_context(opened)

@@ -26,7 +26,7 @@ from lmlab.planning.speed import RECOMPUTATION, Amounts, Cost, amounts, tokens_p
 from lmlab.planning.teachers import describe_teachers, seat_teachers
 from lmlab.planning.weights import MIXED, Network, named_precision, network_of, weight_dtype
 from lmlab.planning.working import working_memory
-from lmlab.strategies.refusals import refusal_of
+from lmlab.strategies.refusals import Asked, refusal_of
 
 CONVERTED = {"bf16-mixed": "bf16-true", "16-mixed": "16-true"}
 """What FSDP and DeepSpeed make of a mixed precision: weights in half precision, with a float32 copy that is stepped."""
@@ -161,7 +161,7 @@ def predict(
         cluster=cluster,
         batches=batches,
         cost=cost,
-        rows=tuple(row_of(strategy, held, cluster, objective) for strategy in STRATEGIES),
+        rows=tuple(row_of(strategy, held, cluster, Asked(objective, {"callbacks": callbacks})) for strategy in STRATEGIES),
         peak=peak,
         speed=speed,
         amounts=amounts(budget, cost, speed),
@@ -169,23 +169,23 @@ def predict(
     )
 
 
-def row_of(strategy: Strategy, held: Held, cluster: Cluster, objective: Objective) -> Row:
+def row_of(strategy: Strategy, held: Held, cluster: Cluster, asked: Asked) -> Row:
     """What a strategy takes on a cluster.
 
     Args:
         strategy: Its name.
         held: What there is to hold.
         cluster: What it is spread over.
-        objective: For what its optimiser allows.
+        asked: For what the strategy refuses.
     """
-    refused = _refusal(strategy, cluster, objective)
+    refused = _refusal(strategy, cluster, asked)
     if refused:
         return Row(strategy=strategy, refused=refused)
     found = footprint(strategy, held, 1 if strategy == "single" else cluster.devices, cluster.per_node)
     return Row(strategy=strategy, bytes=found, fits=found.total <= cluster.usable)
 
 
-def _refusal(strategy: Strategy, cluster: Cluster, objective: Objective) -> str:
+def _refusal(strategy: Strategy, cluster: Cluster, asked: Asked) -> str:
     """Why a strategy cannot be used, empty if it can."""
     if cluster.devices == 1 and strategy not in ("single", "zero3_offload"):
         return "needs more than one device"
@@ -193,7 +193,7 @@ def _refusal(strategy: Strategy, cluster: Cluster, objective: Objective) -> str:
         return "needs several nodes of several devices"
     if strategy == "fsdp_tp" and cluster.per_node == 1:
         return "needs several devices in a node"
-    refusal = refusal_of(strategy.removesuffix("_offload"), objective)
+    refusal = refusal_of(strategy.removesuffix("_offload"), asked)
     return "" if refusal is None else f"{refusal.technique}: {refusal.why}"
 
 

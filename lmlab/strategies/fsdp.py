@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -100,6 +100,7 @@ class FSDP(ModelParallelStrategy):
         super().setup(trainer)
         # Lightning's own, and kernels over many tensors, need them all to lie on the same ranks
         self.precision_plugin.clip_grad_by_norm = _clip_by_norm
+        self.precision_plugin.clip_grad_by_value = _clip_by_value
         if self.tensor_parallel > 1:
             for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group.update({key: False for key in ("fused", "foreach") if key in group})
@@ -173,8 +174,17 @@ def shard(
 
 
 def _clip_by_norm(optimizer: Optimizer, clip_val: float) -> None:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = _gradients(optimizer)
     if gradients:
         factor = (clip_val / (norm_of(gradients) + 1e-6)).clamp(max=1.0)  # as torch's
         for gradient in gradients:
             own_part(gradient).mul_(factor)
+
+
+def _clip_by_value(optimizer: Optimizer, clip_val: float) -> None:
+    for gradient in _gradients(optimizer):
+        own_part(gradient).clamp_(-clip_val, clip_val)
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
+from lmlab.callbacks import Compile
 from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.objectives.distillation import Distillation
@@ -24,6 +25,18 @@ CUT = frozenset({"fsdp_tp"})
 SHARDED = frozenset({"fsdp", "hsdp", "fsdp_tp"})
 
 
+class Asked(NamedTuple):
+    """What a run asks of a strategy.
+
+    Args:
+        objective: Not built yet.
+        trainer: Settings of the trainer.
+    """
+
+    objective: Objective
+    trainer: Mapping[str, Any]
+
+
 class Refusal(NamedTuple):
     """Something that does not go with some strategies.
 
@@ -32,37 +45,50 @@ class Refusal(NamedTuple):
         strategies: With which.
         why: In one clause.
         remedy: What to do.
-        applies: Whether an objective, not built yet, has it.
+        applies: Whether a run has it.
     """
 
     technique: str
     strategies: frozenset[str]
     why: str
     remedy: str
-    applies: Callable[[Objective], bool]
+    applies: Callable[[Asked], bool]
 
 
-def _watches(objective: Objective) -> bool:
+def _is_a(*kinds: type[Objective]) -> Callable[[Asked], bool]:
+    return lambda asked: isinstance(asked.objective, kinds)
+
+
+def _watches(asked: Asked) -> bool:
+    objective = asked.objective
     if not isinstance(objective, Multitask):
         return False
     return objective.gradients.rule != "sum" or objective.gradients.cosines == "on" or objective.weighting.kind == "gradnorm"
 
 
-def _takes_turns(objective: Objective) -> bool:
-    return isinstance(objective, Multitask) and objective.sampling.regime != "all"
+def _takes_turns(asked: Asked) -> bool:
+    return isinstance(asked.objective, Multitask) and asked.objective.sampling.regime != "all"
 
 
-def _looks_into_attention(objective: Objective) -> bool:
-    features = objective.loss.features if isinstance(objective, Distillation) else ()
+def _looks_into_attention(asked: Asked) -> bool:
+    features = asked.objective.loss.features if isinstance(asked.objective, Distillation) else ()
     return any(match.feature in ("scores", "relation") for match in features)
 
 
-def _adds_positions(objective: Objective) -> bool:
-    return objective.backbone_config.position in ("t5", "alibi")
+def _adds_positions(asked: Asked) -> bool:
+    return asked.objective.backbone_config.position in ("t5", "alibi")
 
 
-def _uses(*names: str) -> Callable[[Objective], bool]:
-    return lambda objective: objective.optimizer_config.name.rpartition(".")[2].lower() in names
+def _uses(*names: str) -> Callable[[Asked], bool]:
+    return lambda asked: asked.objective.optimizer_config.name.rpartition(".")[2].lower() in names
+
+
+def _clips_values(asked: Asked) -> bool:
+    return asked.trainer.get("gradient_clip_val") is not None and asked.trainer.get("gradient_clip_algorithm") == "value"
+
+
+def _compiles(asked: Asked) -> bool:
+    return any(isinstance(callback, Compile) for callback in asked.trainer.get("callbacks") or ())
 
 
 REFUSALS = (
@@ -92,7 +118,7 @@ REFUSALS = (
         CUT,
         "vectors are gathered from all ranks, and those that share layers have the same ones",
         "use fsdp",
-        lambda objective: isinstance(objective, VectorObjective),
+        _is_a(VectorObjective),
     ),
     Refusal(
         "distillation: attention maps",
@@ -113,14 +139,14 @@ REFUSALS = (
         CUT,
         "they have no transformer blocks to cut",
         "use fsdp",
-        lambda objective: isinstance(objective, RecurrentLM),
+        _is_a(RecurrentLM),
     ),
     Refusal(
         "n-gram models",
         frozenset(STRATEGIES[1:]),
         "they count all of the text in one process",
         "leave trainer.strategy and trainer.devices out",
-        lambda objective: isinstance(objective, NGram),
+        _is_a(NGram),
     ),
     Refusal(
         "Muon",
@@ -143,6 +169,14 @@ REFUSALS = (
         "use ddp, or -c configs/optim/adamw.yaml",
         _uses("adafactor"),
     ),
+    Refusal(
+        "clipping gradients by value",
+        ZEROS,
+        "DeepSpeed clips by norm only",
+        "leave trainer.gradient_clip_algorithm out",
+        _clips_values,
+    ),
+    Refusal("Compile", CUT, "torch's compiler does not end on layers that are cut", "leave the callback Compile out", _compiles),
 )
 """All that is refused; what is not named here works, and is tested on two processes."""
 
@@ -172,31 +206,31 @@ def kind_of(strategy: Any) -> str:
     return "ddp" if "ddp" in name.lower() else "single"
 
 
-def check_strategy(strategy: Any, objective: Objective) -> None:
+def check_strategy(objective: Objective, trainer: Mapping[str, Any]) -> None:
     """Refuses what cannot be trained under a strategy, or what lmlab has a strategy of its own for.
 
     Args:
-        strategy: The trainer's setting.
         objective: Not built yet; objectives inside it count as well.
+        trainer: Settings of the trainer, its strategy and callbacks among them.
 
     Raises:
         ConfigError: Then.
     """
-    kind = kind_of(strategy)
-    refusal = refusal_of(kind, objective)
+    kind = kind_of(trainer.get("strategy", "auto"))
+    refusal = refusal_of(kind, Asked(objective, trainer))
     if refusal is not None:
         what = f"{refusal.technique} cannot be trained with {kind}"
         raise ConfigError(what, where="trainer.strategy", why=refusal.why, remedy=refusal.remedy)
 
 
-def refusal_of(kind: str, objective: Objective) -> Refusal | None:
-    """The first thing in an objective that does not go with a strategy.
+def refusal_of(kind: str, asked: Asked) -> Refusal | None:
+    """The first thing in a run that does not go with a strategy.
 
     Args:
         kind: A column of the table.
-        objective: Not built yet; objectives inside it count as well.
+        asked: By a run; objectives inside its objective count as well.
     """
-    inside = [one for one in objective.modules() if isinstance(one, Objective)]
+    inside = [asked._replace(objective=one) for one in asked.objective.modules() if isinstance(one, Objective)]
     return next((one for one in REFUSALS if kind in one.strategies and any(map(one.applies, inside))), None)
 
 

@@ -81,7 +81,7 @@ def test_every_pair_of_shipped_overlays_adds_up_on_every_base() -> None:
         for pair in permutations(overlays, 2):
             strategies = {path for file in pair for key, path in class_paths(file.tree) if key == "trainer.strategy"}
             if len(strategies) > 1:
-                with pytest.raises(ConfigError, match="changes the class of trainer.strategy") as caught:
+                with pytest.raises(ConfigError, match=r"changes the class of trainer\.strategy") as caught:
                     check_order([base, *pair])
                 assert caught.value.remedy == "give only one of the two configs"
                 continue

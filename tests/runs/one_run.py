@@ -146,6 +146,8 @@ DEFAULTS: dict[str, Any] = {
     "averaged": False,
     "diary": os.devnull,
     "log_every": 50,
+    "clip": "norm",
+    "clip_at": 1.0,
 }
 
 
@@ -205,6 +207,8 @@ def main(given: dict[str, Any]) -> None:
         trainer={
             "enable_progress_bar": False,
             "log_every_n_steps": settings["log_every"],
+            "gradient_clip_algorithm": settings["clip"],
+            "gradient_clip_val": settings["clip_at"],
             "accelerator": "cpu",
             "devices": settings["devices"],
             "strategy": strategy(settings["strategy"] or ("ddp" if settings["devices"] > 1 else "auto")),

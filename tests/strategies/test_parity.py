@@ -51,6 +51,20 @@ def test_cut_layers_of_sharded_networks(train: Train) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("clip", "at", "strategy"),
+    [*(("norm", 0.05, one) for one in (*SHARING, "fsdp_tp")), *(("value", 0.002, one) for one in ("fsdp", "fsdp_tp"))],
+)
+def test_clipped_gradients(train: Train, clip: str, at: float, strategy: str) -> None:
+    """By far: a rank that clips its own part only, or a mean of parts, would go elsewhere."""
+    sgd: dict[str, Any] = {"optimizer": "sgd", "lr": 0.5}
+    free, one = train("mlm", "auto", 1, micro=8, **sgd), train("mlm", "auto", 1, micro=8, clip=clip, clip_at=at, **sgd)
+    two = train("mlm", strategy, clip=clip, clip_at=at, **sgd)
+    assert apart(one["state_dict"], free["state_dict"]) > 100 * TOLERANCE
+    assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", SHARING)
 @pytest.mark.parametrize("objective", ["clm", "span_corruption", "nsp", "recurrent_lm"])
 def test_objectives(train: Train, objective: str, strategy: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lmlab.backbones import BackboneConfig, RecurrentConfig
+from lmlab.callbacks import Compile, WeightAveraging
 from lmlab.data.task_order import TaskSampling
 from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
@@ -83,8 +84,16 @@ EXAMPLES: dict[str, list[Callable[[], Objective]]] = {
     "n-gram models": [lambda: NGram(tokenizer())],
     "Muon": [lambda name=name: CLM(tokenizer(), optimizer=OptimizerConfig(name=name, lr=0.1)) for name in ("muon", "torch.optim.Muon")],
     "Adafactor": [lambda: CLM(tokenizer(), optimizer=OptimizerConfig(name="adafactor"))],
+    "clipping gradients by value": [lambda: CLM(tokenizer())],
+    "Compile": [lambda: CLM(tokenizer())],
 }
 """What does not, by its row in the table."""
+
+TRAINER: dict[str, dict[str, Any]] = {
+    "clipping gradients by value": {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"},
+    "Compile": {"callbacks": [Compile()]},
+}
+"""Settings of the trainer that a row is about."""
 
 
 def test_each_refusal_has_an_example() -> None:
@@ -96,15 +105,16 @@ def test_the_table_is_true(kind: str) -> None:
     made = strategy(kind)
     assert kind_of(made) == kind
     for make in ALLOWED:
-        check_strategy(made, make())
+        check_strategy(make(), {"strategy": made, "gradient_clip_val": 1.0, "callbacks": [WeightAveraging(0.9)]})
+        check_strategy(make(), {"strategy": made, "gradient_clip_val": None, "gradient_clip_algorithm": "value"})
     for technique, examples in EXAMPLES.items():
         why = why_not(technique, kind)
         for example in examples:
             if why is None:
-                check_strategy(made, example())
-            elif why is not None:
+                check_strategy(example(), {"strategy": made, **TRAINER.get(technique, {})})
+            else:
                 with pytest.raises(ConfigError, match=f"{technique} cannot be trained with {kind}") as caught:
-                    check_strategy(made, example())
+                    check_strategy(example(), {"strategy": made, **TRAINER.get(technique, {})})
                 assert caught.value.why == why and caught.value.remedy
 
 
@@ -112,17 +122,17 @@ def test_what_is_inside_an_objective_counts() -> None:
     inside = TaskConfig(objective="lmlab.objectives.contrastive.Contrastive", settings={"contrast": {"positives": "word_repetition"}})
     both = Multitask(tokenizer(), tasks={"mlm": TaskConfig(objective="lmlab.objectives.mlm.MLM"), "near": inside})
     with pytest.raises(ConfigError, match="contrastive cannot be trained with fsdp_tp"):
-        check_strategy(strategy("fsdp_tp"), both)
+        check_strategy(both, {"strategy": strategy("fsdp_tp")})
 
 
 @pytest.mark.parametrize("theirs", ["fsdp", "deepspeed_stage_2", FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
 def test_lightnings_own_are_sent_to_ours(theirs: Any) -> None:
     made = theirs if isinstance(theirs, str) else theirs()
     with pytest.raises(ConfigError, match="Lightning's own") as caught:
-        check_strategy(made, CLM(tokenizer()))
+        check_strategy(CLM(tokenizer()), {"strategy": made})
     assert "lmlab.strategies" in caught.value.remedy
     for fine in ("auto", "ddp", "ddp_fork", DDPStrategy()):
-        check_strategy(fine, CLM(tokenizer()))
+        check_strategy(CLM(tokenizer()), {"strategy": fine})
 
 
 def test_impossible_settings_are_refused() -> None:
