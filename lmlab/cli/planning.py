@@ -60,6 +60,9 @@ class _PlanCLI(LabCLI):
         """None: nothing is run."""
         return None  # type: ignore[return-value]
 
+    def _start_ranks(self) -> None:
+        """None are started: how many there would be is what a plan is about."""
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing."""
 

@@ -17,6 +17,7 @@ from lmlab.objectives.ngram import NGram
 from lmlab.objectives.recurrent_lm import RecurrentLM
 from lmlab.strategies.fsdp import FSDP
 from lmlab.strategies.zero import ZeRO
+from lmlab.strategies.zero_kernels import check_kernels
 
 STRATEGIES = ("single", "ddp", "fsdp", "hsdp", "fsdp_tp", "zero1", "zero2", "zero3")
 """The columns of the table; offloading refuses nothing more."""
@@ -221,6 +222,9 @@ def check_strategy(objective: Objective, trainer: Mapping[str, Any]) -> None:
     if refusal is not None:
         what = f"{refusal.technique} cannot be trained with {kind}"
         raise ConfigError(what, where="trainer.strategy", why=refusal.why, remedy=refusal.remedy)
+    strategy = trainer.get("strategy")
+    if isinstance(strategy, ZeRO) and strategy.kernels == "deepspeed":
+        check_kernels(objective.optimizer_config)
 
 
 def refusal_of(kind: str, asked: Asked) -> Refusal | None:

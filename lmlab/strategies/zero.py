@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -27,15 +27,16 @@ from lmlab.checkpoint.optimizer_names import group_names, named, numbered
 from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
 from lmlab.nn.block import Block
+from lmlab.strategies.zero_kernels import torch_groups, with_kernels
 from lmlab.strategies.zero_state import read_optimizer, read_weights, write_optimizer, write_weights
 
 
 class ZeRO(DeepSpeedStrategy):
     """Data parallelism whose ranks share optimizer state (stage 1), gradients too (2), parameters too (3), by DeepSpeed.
 
-    torch's optimizers do the step, and nothing is compiled. Checkpoints are the ordinary single file, with whole tensors by name: any other
-    strategy, and any number of ranks, goes on from them. DeepSpeed's folders, which are pickles, are neither written nor read. Weights are
-    drawn whole on each rank, as on one device.
+    torch's optimizers do the step, and nothing is compiled, unless `kernels` says otherwise. Checkpoints are the ordinary single file, with
+    whole tensors by name: any other strategy, and any number of ranks, goes on from them. DeepSpeed's folders, which are pickles, are
+    neither written nor read. Weights are drawn whole on each rank, as on one device.
 
     bf16-mixed means bfloat16 weights beside a float32 master copy here, not autocast as elsewhere.
 
@@ -44,6 +45,7 @@ class ZeRO(DeepSpeedStrategy):
         offload: What is kept in the memory of the host: nothing, the optimizer's state, or (stage 3) parameters, too.
         persistence: Stage 3 keeps parameters of fewer elements together on all ranks.
         bucket: Elements that are exchanged at once.
+        kernels: Whose steps: `torch`, or `deepspeed` for its Adam on GPUs, and on CPUs or offloaded; it is compiled when first used.
         timeout: Seconds after which a rank that does not answer ends the job.
         process_group_backend: How ranks talk; None takes nccl on GPUs and gloo on CPUs.
 
@@ -56,11 +58,13 @@ class ZeRO(DeepSpeedStrategy):
         offload: Literal["none", "optimizer", "all"] = "none",
         persistence: int = 100_000,
         bucket: int = 50_000_000,
+        kernels: Literal["torch", "deepspeed"] = "torch",
         timeout: float = 1800.0,
         process_group_backend: str | None = None,
     ) -> None:
         """Makes DeepSpeed's config."""
         self.stage, self.offload, self.persistence, self.bucket = stage, offload, persistence, bucket
+        self.kernels: Literal["torch", "deepspeed"] = kernels
         check_choices(self)
         require(
             offload != "all" or stage == 3, self, "offload", "parameters are shared at stage 3 only", "set it to optimizer, or stage to 3"
@@ -86,6 +90,7 @@ class ZeRO(DeepSpeedStrategy):
             config=config, timeout=timedelta(seconds=timeout), process_group_backend=process_group_backend, logging_level=logging.ERROR
         )
         self._names: list[list[str]] = []
+        self._groups: list[Mapping[str, Any]] = []  # of torch's optimizer, as they were at first
 
     # what keeps Lightning's strategy from running on CPUs
 
@@ -114,6 +119,9 @@ class ZeRO(DeepSpeedStrategy):
         """Makes DeepSpeed's engine."""
         assert self.lightning_module is not None and optimizer is not None and isinstance(self.config, dict)
         self._names = group_names(self.lightning_module, optimizer)
+        self._groups = [{**group, "params": []} for group in optimizer.param_groups]
+        if self.kernels == "deepspeed":
+            optimizer = with_kernels(optimizer, self.root_device if self.offload == "none" else torch.device("cpu"))
         engine, sharing = self._initialize(self.config, model, optimizer)
         # Lightning has divided the loss by the accumulation already
         engine.backward = partial(engine.backward, scale_wrt_gas=False)
@@ -171,6 +179,9 @@ class ZeRO(DeepSpeedStrategy):
         """The state as one process would write it, on rank 0."""
         assert self.lightning_module is not None
         state = read_optimizer(self.lightning_module, _plain(optimizer), self._names, keep=self.is_global_zero)
+        if state:
+            groups = zip(torch_groups(state["param_groups"], self._groups), self._names, strict=True)
+            state["param_groups"] = [{**group, "params": names} for group, names in groups]
         return numbered(state)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmlab.nn.sharded import is_partitioned
+from lmlab.strategies.zero_kernels import is_kernel
 
 
 def read_weights(module: nn.Module, keep: bool) -> dict[str, Tensor]:
@@ -75,12 +76,12 @@ def read_optimizer(module: nn.Module, optimizer: Any, names: list[list[str]], ke
     for group, part in zip(names, flat, strict=True):
         own = optimizer.optimizer.state[part]
         split = [key for key, value in own.items() if isinstance(value, Tensor) and value.shape == part.shape]
-        rest = {key: value for key, value in own.items() if key not in split}
+        rest = {key: value if isinstance(value, Tensor) else torch.tensor(float(value)) for key, value in own.items() if key not in split}
         for name in group:
             full: dict[str, Any] = {key: safe_get_full_optimizer_state(parameters[name], key) for key in split}
             if keep:
                 state[name] = {key: value.detach().cpu().clone() for key, value in full.items()}
-                state[name] |= {key: value.clone().cpu() if isinstance(value, Tensor) else value for key, value in rest.items()}
+                state[name] |= {key: value.clone().cpu() for key, value in rest.items()}
     if not keep:
         return {}
     groups = zip(optimizer.optimizer.param_groups, names, strict=True)
@@ -103,15 +104,17 @@ def write_optimizer(module: nn.Module, optimizer: Any, state: Mapping[str, Any])
         sample: Mapping[str, Any] = next((state["state"][name] for name in group["params"] if name in state["state"]), {})
         own = optimizer.optimizer.state[part]
         for key, value in sample.items():
-            split = isinstance(value, Tensor) and value.ndim > 0
-            own[key] = torch.zeros_like(part) if split else value.clone() if isinstance(value, Tensor) else value
+            if value.ndim > 0:
+                own[key] = torch.zeros_like(part)
+            else:
+                own[key] = int(value) if is_kernel(optimizer.optimizer) else value.clone()
     _link(optimizer)
     for name, values in state["state"].items():
         for key, value in values.items():
-            if isinstance(value, Tensor) and value.ndim > 0:
+            if value.ndim > 0:
                 safe_set_full_optimizer_state(parameters[name], value.to(parameters[name].device, torch.float32), key)
     for group, saved in zip(optimizer.optimizer.param_groups, state["param_groups"], strict=True):
-        group.update({key: value for key, value in saved.items() if key != "params"})
+        group.update({key: value for key, value in saved.items() if key in group and key != "params"})
 
 
 def _flat_parts(optimizer: Any) -> list[Tensor]:

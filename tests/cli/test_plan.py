@@ -102,6 +102,10 @@ def test_settings_of_the_trainer_are_heard(capsys: pytest.CaptureFixture[str]) -
     averaged = plan(capsys, "-c", CLM, "-c", str(CONFIGS / "optim/ema.yaml"), "--trainer.devices=2", "--trainer.num_nodes=2")
     assert averaged["strategies"][0]["bytes"]["average"] == averaged["strategies"][0]["bytes"]["gradients"]
     assert (averaged["cluster"]["devices"], averaged["cluster"]["nodes"]) == (4, 2)
+    two = plan(
+        capsys, "-c", CLM, "-c", str(CONFIGS / "optim/adamw.yaml"), "-c", str(CONFIGS / "strategies/fsdp.yaml"), "--trainer.devices=2"
+    )
+    assert two["cluster"]["devices"] == 2
 
 
 def test_a_peak_and_a_memory_make_any_device(capsys: pytest.CaptureFixture[str]) -> None:

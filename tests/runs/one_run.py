@@ -158,6 +158,8 @@ def strategy(name):
     made |= {"fsdp_tp": partial(FSDP, tensor_parallel=2, timeout=60)}
     made |= {f"zero{stage}": partial(ZeRO, stage=stage, timeout=60, persistence=0) for stage in (1, 2, 3)}
     made |= {f"zero{stage}_offload": partial(ZeRO, stage=stage, timeout=60, persistence=0, offload="all") for stage in (2, 3)}
+    kernels = partial(ZeRO, timeout=60, persistence=0, kernels="deepspeed")
+    made |= {"zero2_kernels": kernels, "zero3_kernels": partial(kernels, stage=3, offload="all")}
     return made[name]() if name in made else name
 
 

@@ -60,7 +60,8 @@ def apart(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float
 def structure(checkpoint: Mapping[str, Any]) -> Any:
     """What an optimizer's state holds, without its values."""
     [state] = checkpoint["optimizer_states"]
-    groups = [{k: v for k, v in group.items() if k not in ("lr", "fused", "foreach")} for group in state["param_groups"]]
+    kept = [{k: v for k, v in group.items() if k not in ("lr", "fused", "foreach")} for group in state["param_groups"]]
+    groups = [{k: list(v) if isinstance(v, tuple) else v for k, v in group.items()} for group in kept]
     tensors = {n: {k: (tuple(v.shape), v.dtype) for k, v in values.items()} for n, values in state["state"].items()}
     return groups, tensors
 
