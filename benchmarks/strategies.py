@@ -56,6 +56,7 @@ def _state(trainer: Trainer) -> Iterator[Tensor]:
     """State and, under ZeRO, the master copy."""
     optimizer: Any = trainer.optimizers[0]
     inner = getattr(optimizer, "optimizer", optimizer)
+    yield from getattr(optimizer, "fp32_partitioned_groups_flat", ())  # stage 3
     for group in inner.param_groups if inner is not optimizer else ():
         yield from group["params"]
     for values in inner.state.values():

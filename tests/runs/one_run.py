@@ -148,6 +148,7 @@ DEFAULTS: dict[str, Any] = {
     "log_every": 50,
     "clip": "norm",
     "clip_at": 1.0,
+    "accelerator": "cpu",
 }
 
 
@@ -211,7 +212,7 @@ def main(given: dict[str, Any]) -> None:
             "log_every_n_steps": settings["log_every"],
             "gradient_clip_algorithm": settings["clip"],
             "gradient_clip_val": settings["clip_at"],
-            "accelerator": "cpu",
+            "accelerator": settings["accelerator"],
             "devices": settings["devices"],
             "strategy": strategy(settings["strategy"] or ("ddp" if settings["devices"] > 1 else "auto")),
         },
