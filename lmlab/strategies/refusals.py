@@ -143,6 +143,13 @@ REFUSALS = (
         _is_a(RecurrentLM),
     ),
     Refusal(
+        "recurrent networks",
+        frozenset({"zero2", "zero3"}),
+        "their gradients come in an order that depends on the text; DeepSpeed adds up what comes first on each rank, of whatever it is",
+        "use fsdp or zero1",
+        _is_a(RecurrentLM),
+    ),
+    Refusal(
         "n-gram models",
         frozenset(STRATEGIES[1:]),
         "they count all of the text in one process",

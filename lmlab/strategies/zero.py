@@ -28,6 +28,7 @@ from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
 from lmlab.nn.block import Block
 from lmlab.strategies.zero_kernels import torch_groups, with_kernels
+from lmlab.strategies.zero_order import GradientOrder
 from lmlab.strategies.zero_state import read_optimizer, read_weights, write_optimizer, write_weights
 
 
@@ -90,6 +91,7 @@ class ZeRO(DeepSpeedStrategy):
             config=config, timeout=timedelta(seconds=timeout), process_group_backend=process_group_backend, logging_level=logging.ERROR
         )
         self._names: list[list[str]] = []
+        self._order: GradientOrder | None = None
         self._groups: list[Mapping[str, Any]] = []  # of torch's optimizer, as they were at first
 
     # what keeps Lightning's strategy from running on CPUs
@@ -122,6 +124,8 @@ class ZeRO(DeepSpeedStrategy):
         self._groups = [{**group, "params": []} for group in optimizer.param_groups]
         if self.kernels == "deepspeed":
             optimizer = with_kernels(optimizer, self.root_device if self.offload == "none" else torch.device("cpu"))
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._order = GradientOrder(trained, self.root_device) if self.stage > 1 else None
         engine, sharing = self._initialize(self.config, model, optimizer)
         # Lightning has divided the loss by the accumulation already
         engine.backward = partial(engine.backward, scale_wrt_gas=False)
@@ -159,9 +163,16 @@ class ZeRO(DeepSpeedStrategy):
         """A step; gradients are where no callback finds them, so their norm is looked at here.
 
         Raises:
-            LabError: If it was not finite. Weights are spoilt by now, but no checkpoint is.
+            LabError: If it was not finite. Weights are spoilt by now, but no checkpoint is. If gradients came in different orders.
         """
-        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+
+        def watched() -> Any:
+            outcome = closure()
+            if self._order is not None and self.deepspeed_engine.is_gradient_accumulation_boundary():
+                self._order.check()
+            return outcome
+
+        result = super().optimizer_step(optimizer, watched, model, **kwargs)
         norm = self.deepspeed_engine.get_global_grad_norm()
         if norm is not None and not math.isfinite(norm):
             assert self.lightning_module is not None
