@@ -21,11 +21,12 @@ def forked(job: Callable[[], None], num_ranks: int = 2, exit_code: int = 0) -> N
         exit_code: How each is to end.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the parent keeps it, as torch's elastic agent does
+    port = str(store.port)
 
     def run(rank: int) -> None:
         torch.set_num_threads(1)  # threads do not live on in a fork
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "forked", "GROUP_RANK": "0"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "forked", "GROUP_RANK": "0"}
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         job()
 
@@ -40,3 +41,4 @@ def forked(job: Callable[[], None], num_ranks: int = 2, exit_code: int = 0) -> N
         for rank in ranks:
             rank.kill()  # one that waits for another
             rank.join()
+        del store  # a failed test is kept, with all it knew; the store's thread must not be there at the next fork

@@ -158,9 +158,9 @@ def strategy(name):
     made = {"ddp": partial(DDP, timeout=60), "fsdp": partial(FSDP, timeout=60), "hsdp": partial(FSDP, replicas=2, timeout=60)}
     made |= {"fsdp_tp": partial(FSDP, tensor_parallel=2, timeout=60)}
     made |= {f"zero{stage}": partial(ZeRO, stage=stage, timeout=60, persistence=0) for stage in (1, 2, 3)}
-    made |= {f"zero{stage}_offload": partial(ZeRO, stage=stage, timeout=60, persistence=0, offload="all") for stage in (2, 3)}
-    kernels = partial(ZeRO, timeout=60, persistence=0, kernels="deepspeed")
-    made |= {"zero2_kernels": kernels, "zero3_kernels": partial(kernels, stage=3, offload="all")}
+    made |= {f"zero{stage}_offload": partial(made[f"zero{stage}"], offload=what) for stage, what in ((2, "optimizer"), (3, "all"))}
+    made |= {"zero2_kernels": partial(made["zero2"], kernels="deepspeed")}
+    made |= {"zero3_kernels": partial(made["zero3_offload"], kernels="deepspeed")}
     return made[name]() if name in made else name
 
 
