@@ -103,13 +103,19 @@ def read_settings(admitted: Admitted, tokenizer: Literal["known", "trained"] = "
         budget=cli._budget,
         precision=trainer.get("precision"),
         callbacks=tuple(trainer.get("callbacks") or ()),
-        devices=_number(devices),
+        devices=num_planned(devices),
         nodes=int(trainer.get("num_nodes") or 1),
     )
 
 
-def _number(devices: Any) -> int:
-    """Of a trainer's `devices`: a number, a list of them, or `auto`, which is 1 where nothing is to be run."""
+def num_planned(devices: Any) -> int:
+    """How many devices of a node a trainer's setting means.
+
+    Args:
+        devices: A number, a list of devices, as text as well, or `auto`, which is 1 where nothing is to be run.
+    """
+    if isinstance(devices, str) and "," in devices:
+        devices = [one for one in devices.split(",") if one.strip()]
     if isinstance(devices, (list, tuple)):
         return len(devices)
     try:
