@@ -52,7 +52,9 @@ def main(argv: list[str]) -> int:
         "--device", default="cpu", metavar="NAME", help="a100-40, a100-80, h100, h200, l4, ...; cpu is this machine (default)"
     )
     parser.add_argument(
-        "--strategy", metavar="NAME", help="ask about one: single, ddp, fsdp, hsdp, fsdp_tp, zero1, zero2, zero3, zero3_offload"
+        "--strategy",
+        metavar="NAME",
+        help="ask about one: single, ddp, fsdp, hsdp, fsdp_tp, zero1, zero2, zero3, zero3_offload (default: the trainer's)",
     )
     parser.add_argument(
         "--utilisation", type=float, metavar="SHARE", help="of the peak that is reached (default: 0.4 on GPUs, unknown on cpu)"
@@ -87,7 +89,7 @@ def _report(options: argparse.Namespace, settings: Any) -> int:
     from lmlab.planning.prediction import predict
 
     cluster = settings.cluster(_device(options), options.devices, options.nodes, _utilisation(options))
-    strategy = _strategy(options.strategy)
+    strategy = _strategy(options.strategy) or settings.strategy
     prediction = predict(
         settings.objective, settings.data, settings.budget, cluster, precision=settings.precision, callbacks=settings.callbacks
     )
