@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lmlab.errors import ConfigError
+from lmlab.errors import BudgetError, ConfigError
 
 EPILOG = """\
 Everything else is as for `lmlab fit`: -c CONFIG, overlays, --section.key VALUE. Nothing is trained, downloaded or allocated.
@@ -52,7 +52,9 @@ def main(argv: list[str]) -> int:
         "--device", default="cpu", metavar="NAME", help="a100-40, a100-80, h100, h200, l4, ...; cpu is this machine (default)"
     )
     parser.add_argument(
-        "--strategy", metavar="NAME", help="ask about one: single, ddp, fsdp, hsdp, fsdp_tp, zero1, zero2, zero3, zero3_offload"
+        "--strategy",
+        metavar="NAME",
+        help="ask about one: single, ddp, fsdp, hsdp, fsdp_tp, zero1, zero2, zero3, zero3_offload (default: the trainer's)",
     )
     parser.add_argument(
         "--utilisation", type=float, metavar="SHARE", help="of the peak that is reached (default: 0.4 on GPUs, unknown on cpu)"
@@ -87,7 +89,7 @@ def _report(options: argparse.Namespace, settings: Any) -> int:
     from lmlab.planning.prediction import predict
 
     cluster = settings.cluster(_device(options), options.devices, options.nodes, _utilisation(options))
-    strategy = _strategy(options.strategy)
+    strategy = _strategy(options.strategy) or settings.strategy
     prediction = predict(
         settings.objective, settings.data, settings.budget, cluster, precision=settings.precision, callbacks=settings.callbacks
     )
@@ -100,17 +102,30 @@ def _report(options: argparse.Namespace, settings: Any) -> int:
 
 
 def _device(options: argparse.Namespace) -> Any:
-    from lmlab.budget import parse_amount
-    from lmlab.planning.devices import GIB, device_named
+    from lmlab.planning.devices import GIB, Device, device_named
 
-    device = device_named(options.device)
-    if options.flops is not None:
-        device = device._replace(half=(peak := float(parse_amount(options.flops, "flops"))), single=peak)
+    peak = None if options.flops is None else _peak(options.flops)
+    memory = None
     if options.memory is not None:
-        if not options.memory > 0:
+        if not 0 < options.memory < float("inf"):
             raise ConfigError(f"--memory {options.memory} is not an amount", where="--memory", remedy="give GiB, such as 80")
-        device = device._replace(memory=int(options.memory * GIB))
-    return device
+        memory = int(options.memory * GIB)
+    if peak is not None and memory is not None and options.device.lower() != "cpu":
+        return Device(options.device, memory, peak, peak, "as stated")
+    device = device_named(options.device)
+    if peak is not None:
+        device = device._replace(half=peak, single=peak)
+    return device if memory is None else device._replace(memory=memory)
+
+
+def _peak(text: str) -> float:
+    from lmlab.budget import parse_amount
+
+    try:
+        return float(parse_amount(text, "flops"))
+    except BudgetError as error:
+        what, remedy = f"--flops {text} is not a number of FLOP/s", "give a device's peak, such as --flops 989T"
+        raise ConfigError(what, where="--flops", why=error.why, remedy=remedy) from None
 
 
 def _utilisation(options: argparse.Namespace) -> float | None:

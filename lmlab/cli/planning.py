@@ -14,8 +14,11 @@ from lmlab.data.module import CorpusModule
 from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.planning.devices import Device
+from lmlab.planning.memory import Strategy
 from lmlab.planning.prediction import Cluster
 from lmlab.planning.vocabulary import known_tokenizer, planned_tokenizer
+from lmlab.strategies import FSDP, ZeRO
+from lmlab.strategies.refusals import kind_of
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -30,6 +33,8 @@ class Planned(NamedTuple):
         callbacks: Of the Trainer.
         devices: Of the Trainer, in each node; 1 where it does not say.
         nodes: Of the Trainer.
+        strategy: Of the Trainer; None where it is left to lmlab.
+        replicas: Of that strategy, if it is HSDP.
     """
 
     objective: Objective
@@ -39,6 +44,8 @@ class Planned(NamedTuple):
     callbacks: tuple[Callback, ...]
     devices: int
     nodes: int
+    strategy: Strategy | None = None
+    replicas: int | None = None
 
     def cluster(self, device: Device, devices: int | None, nodes: int | None, utilisation: float | None) -> Cluster:
         """What the run is to be spread over: as asked for, or as the Trainer's settings say.
@@ -50,7 +57,8 @@ class Planned(NamedTuple):
             utilisation: Stated.
         """
         nodes = self.nodes if nodes is None else nodes
-        return Cluster(device=device, devices=self.devices * nodes if devices is None else devices, nodes=nodes, utilisation=utilisation)
+        devices = self.devices * nodes if devices is None else devices
+        return Cluster(device=device, devices=devices, nodes=nodes, utilisation=utilisation, replicas=self.replicas)
 
 
 class _PlanCLI(LabCLI):
@@ -96,20 +104,46 @@ def read_settings(admitted: Admitted, tokenizer: Literal["known", "trained"] = "
     if not isinstance(cli.datamodule, CorpusModule):
         what = f"{type(cli.datamodule).__name__} cannot be planned"
         raise ConfigError(what, where="data", why="its batch sizes are unknown here", remedy="use lmlab.data.module.CorpusModule")
-    devices = trainer.get("devices")
+    devices, strategy = trainer.get("devices"), trainer.get("strategy") or "auto"
     return Planned(
         objective=cli.model,  # type: ignore[arg-type]  # the parser takes objectives only
         data=cli.datamodule,
         budget=cli._budget,
         precision=trainer.get("precision"),
         callbacks=tuple(trainer.get("callbacks") or ()),
-        devices=_number(devices),
+        devices=num_planned(devices),
         nodes=int(trainer.get("num_nodes") or 1),
+        strategy=planned_strategy(strategy),
+        replicas=strategy.replicas if isinstance(strategy, FSDP) and strategy.replicas > 1 else None,
     )
 
 
-def _number(devices: Any) -> int:
-    """Of a trainer's `devices`: a number, a list of them, or `auto`, which is 1 where nothing is to be run."""
+def planned_strategy(strategy: Any) -> Strategy | None:
+    """The row of a plan that a trainer's strategy stands in.
+
+    Args:
+        strategy: An object, or a name as Lightning has it.
+
+    Returns:
+        None where it is left to lmlab, and for ZeRO that offloads the optimizer alone, which has no row.
+
+    Raises:
+        ConfigError: If it is one of Lightning's own that lmlab replaces.
+    """
+    if strategy == "auto" or (isinstance(strategy, ZeRO) and strategy.offload == "optimizer"):
+        return None
+    kind = "zero3_offload" if isinstance(strategy, ZeRO) and strategy.offload == "all" else kind_of(strategy)
+    return kind  # type: ignore[return-value]  # the columns of refusals are rows of the plan
+
+
+def num_planned(devices: Any) -> int:
+    """How many devices of a node a trainer's setting means.
+
+    Args:
+        devices: A number, a list of devices, as text as well, or `auto`, which is 1 where nothing is to be run.
+    """
+    if isinstance(devices, str) and "," in devices:
+        devices = [one for one in devices.split(",") if one.strip()]
     if isinstance(devices, (list, tuple)):
         return len(devices)
     try:

@@ -20,18 +20,23 @@ class Cluster:
         devices: All of them; each has one rank.
         nodes: Machines they are in.
         utilisation: Share of the peak that is reached, stated and not measured; None if nothing is stated.
+        replicas: Groups of HSDP, each with one copy of the model; None for one a node.
     """
 
     device: Device
     devices: int = 1
     nodes: int = 1
     utilisation: float | None = None
+    replicas: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot be divided."""
         require(self.devices >= 1, self, "devices", "a run needs one", "set --devices to 1 or more")
         rule = f"{self.devices} devices cannot be divided evenly among {self.nodes} nodes; --devices counts all of them"
         require(self.nodes >= 1 and self.devices % self.nodes == 0, self, "nodes", rule, "set --nodes to a divisor of --devices")
+        rule = f"{self.devices} devices cannot be divided evenly into {self.replicas} groups"
+        fits = self.replicas is None or (self.replicas >= 1 and self.devices % self.replicas == 0)
+        require(fits, self, "replicas", rule, "set trainer.strategy.replicas to a divisor of --devices")
         rule = "it is the share of the device's peak that a run reaches"
         fits = self.utilisation is None or 0 < self.utilisation <= 1
         require(fits, self, "utilisation", rule, "--utilisation 0.4 is a good one on GPUs")
@@ -40,6 +45,11 @@ class Cluster:
     def per_node(self) -> int:
         """Devices in a machine."""
         return self.devices // self.nodes
+
+    @property
+    def per_group(self) -> int:
+        """Devices that share one copy under HSDP."""
+        return self.devices // (self.replicas or self.nodes)
 
     @property
     def usable(self) -> int:

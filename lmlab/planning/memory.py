@@ -104,21 +104,21 @@ class Held:
         return self.network.buffer_bytes + sum(weight.nbytes for weight in self.network.frozen)
 
 
-def footprint(strategy: Strategy, held: Held, ranks: int, ranks_per_node: int) -> Bytes:
+def footprint(strategy: Strategy, held: Held, ranks: int, ranks_per_group: int) -> Bytes:
     """What one rank holds: the one that has most, where parts are uneven.
 
     Args:
         strategy: How the run is spread.
         held: What there is to hold.
         ranks: All of them, at least 1.
-        ranks_per_node: Those that share a node: HSDP shards among them only.
+        ranks_per_group: Those that HSDP shards among, such as the ranks of a node.
     """
     divide: dict[str, Callable[[], Bytes]] = {
         "single": lambda: _whole(held),
         "ddp": lambda: _ddp(held, ranks),
         "fsdp": lambda: _fsdp(held, ranks),
         "fsdp_tp": lambda: _fsdp(held, ranks),
-        "hsdp": lambda: _fsdp(held, ranks_per_node),
+        "hsdp": lambda: _fsdp(held, ranks_per_group),
         "zero1": lambda: _zero(held, ranks, stage=1),
         "zero2": lambda: _zero(held, ranks, stage=2),
         "zero3": lambda: _zero(held, ranks, stage=3),

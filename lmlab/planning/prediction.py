@@ -181,7 +181,7 @@ def row_of(strategy: Strategy, held: Held, cluster: Cluster, asked: Asked) -> Ro
     refused = _refusal(strategy, cluster, asked)
     if refused:
         return Row(strategy=strategy, refused=refused)
-    found = footprint(strategy, held, 1 if strategy == "single" else cluster.devices, cluster.per_node)
+    found = footprint(strategy, held, 1 if strategy == "single" else cluster.devices, cluster.per_group)
     return Row(strategy=strategy, bytes=found, fits=found.total <= cluster.usable)
 
 
@@ -189,8 +189,8 @@ def _refusal(strategy: Strategy, cluster: Cluster, asked: Asked) -> str:
     """Why a strategy cannot be used, empty if it can."""
     if cluster.devices == 1 and strategy not in ("single", "zero3_offload"):
         return "needs more than one device"
-    if strategy == "hsdp" and (cluster.nodes == 1 or cluster.per_node == 1):
-        return "needs several nodes of several devices"
+    if strategy == "hsdp" and (cluster.per_group in (1, cluster.devices)):
+        return "needs several nodes of several devices, or `replicas` of its own"
     if strategy == "fsdp_tp" and cluster.per_node == 1:
         return "needs several devices in a node"
     refusal = refusal_of(strategy.removesuffix("_offload"), asked)

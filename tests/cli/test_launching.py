@@ -185,7 +185,7 @@ def test_an_exception_is_named_before_what_came_of_it(place: Place) -> None:
     assert caught.value.where.endswith(":9")
 
 
-def test_what_all_ranks_find_is_said_once_as_by_one(place: Place) -> None:
+def test_what_all_ranks_find_is_said_once_as_by_one(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         place.start(
             "raise ConfigError('lr = -1 is not possible', where='optimizer.lr', why='a rule', remedy='set it above 0')", max_restarts=3
@@ -193,6 +193,7 @@ def test_what_all_ranks_find_is_said_once_as_by_one(place: Place) -> None:
     error = caught.value
     assert (error.what, error.where, error.why, error.remedy) == ("lr = -1 is not possible", "optimizer.lr", "a rule", "set it above 0")
     assert exit_code(error) == 2
+    assert "restart" not in capsys.readouterr().err  # settings do not get better by trying again
 
 
 def test_what_one_rank_finds_names_it(place: Place) -> None:

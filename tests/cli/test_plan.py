@@ -15,6 +15,8 @@ import pytest
 from benchmarks.memory import run, short_teachers
 from lmlab.cli import main
 from lmlab.cli.completion import options_of
+from lmlab.cli.planning import num_planned, planned_strategy
+from lmlab.strategies import DDP, FSDP, ZeRO
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -113,6 +115,36 @@ def test_a_peak_and_a_memory_make_any_device(capsys: pytest.CaptureFixture[str])
     assert found["tokens_per_second"] == pytest.approx(0.5 * 100e9 / found["flops_per_token"])
     assert found["advice"]["strategy"] is None
     assert any("micro_batch_size" in remedy for remedy in found["advice"]["remedies"])
+    found = plan(capsys, "-c", CLM, "--device", "mi300x", "--flops", "100G", "--memory", "192")["cluster"]["device"]
+    assert (found["name"], found["memory"], found["single"]) == ("mi300x", 192 * 2**30, 100e9)
+
+
+def test_the_strategy_of_the_config_is_asked_about(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four devices in two groups on one node."""
+    found = plan(capsys, "-c", CLM, "-c", str(CONFIGS / "strategies/hsdp.yaml"), "--device=h100")
+    assert found["advice"]["answer"].startswith("hsdp fits")
+    weights = {row["strategy"]: row["bytes"]["weights"] for row in found["strategies"] if row["bytes"]}
+    assert weights["hsdp"] == pytest.approx(weights["ddp"] / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [
+        ("auto", None),
+        (DDP(), "ddp"),
+        (FSDP(tensor_parallel=2), "fsdp_tp"),
+        (ZeRO(stage=2), "zero2"),
+        (ZeRO(stage=3, offload="all"), "zero3_offload"),
+        (ZeRO(stage=3, offload="optimizer"), None),
+    ],
+)
+def test_strategies_have_rows(strategy: Any, name: str | None) -> None:
+    assert planned_strategy(strategy) == name
+
+
+@pytest.mark.parametrize(("devices", "count"), [("0,1", 2), ("1,", 1), ("3", 3), ([2, 3], 2), ("auto", 1), (-1, 1), (None, 1)])
+def test_devices_are_counted_as_the_trainer_counts_them(devices: Any, count: int) -> None:
+    assert num_planned(devices) == count
 
 
 @pytest.mark.parametrize(
@@ -124,6 +156,8 @@ def test_a_peak_and_a_memory_make_any_device(capsys: pytest.CaptureFixture[str])
         (["-c", CLM, "--strategy", "fsdp2"], "did you mean 'fsdp'"),
         (["-c", CLM, "--devices", "6", "--nodes", "4"], "divided evenly"),
         (["-c", CLM, "--memory", "-1"], "not an amount"),
+        (["-c", CLM, "--memory", "inf"], "not an amount"),
+        (["-c", CLM, "--flops", "fast"], "where: --flops"),
         (["-c", CLM, "--model.lenght", "3"], "length"),
         (["-c", str(CONFIGS / "pretrain/ngram.yaml")], "an n-gram model cannot be planned"),
         (["-c", str(CONFIGS / "pretrain/distillation.yaml")], "there is no run 'clm'"),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 
 from lmlab.planning.memory import ZERO3_PREFETCH, ZERO_BUCKET, Held, Strategy, Working, footprint
 from lmlab.planning.optimizer_state import State
 from lmlab.planning.weights import Network, Weight
+from lmlab.strategies import ZeRO
 
+ROOT = Path(__file__).parents[2]
 MB, GB = 1e6, 1e9
 
 
@@ -66,6 +71,8 @@ def test_ddp_needs_room_for_the_gradients_once_more() -> None:
 
 def test_zero_moves_buckets() -> None:
     """Two buckets in the dtype that travels, and the float32 gradient of the part; stage 3 gathers a layer, and some ahead."""
+    assert inspect.signature(ZeRO).parameters["bucket"].default == ZERO_BUCKET == ZERO3_PREFETCH
+    assert f"buckets of {ZERO_BUCKET // 10**6} M elements" in (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
     large = held(4 * ZERO_BUCKET, computes_in=2)
     assert footprint("zero2", large, 8, 8).transient == 2 * 2 * ZERO_BUCKET + 4 * ZERO_BUCKET // 2
     assert footprint("zero3", large, 8, 8).transient - footprint("zero2", large, 8, 8).transient == 2 * 4 * ZERO_BUCKET + 2 * ZERO3_PREFETCH
