@@ -109,3 +109,21 @@ def test_cutting_and_joining_are_inverse() -> None:
     back = join(rest, tensors)
     assert back["a"]["b"] is WHOLE and back["a"][3][0] is HALF and torch.equal(back["a"][3][1][1], WHOLE + 1)
     assert join(rest, {"a/3/0": HALF, "a/3/1/1": WHOLE})["a"].keys() == {3}, "what is not given is left out"
+
+
+class Evil:
+    """Unpickling this would make a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_code_in_a_folder_does_not_run(tmp_path: Path) -> None:
+    path = a_folder(tmp_path / "step=0000003.ckpt")
+    torch.save({"lmlab_folder": 1, "content": Evil(tmp_path / "was-run")}, path / "content.pt")
+    with pytest.raises(CheckpointError, match="cannot be loaded safely"):
+        read_checkpoint(path)
+    assert not (tmp_path / "was-run").exists()

@@ -14,7 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+import lmlab
 from lmlab.checkpoint import read_checkpoint
+from lmlab.cli.dispatch import main
 from lmlab.errors import CheckpointError
 from lmlab.strategies import shards
 from tests.runs import one_run
@@ -26,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # what DeepSpeed imports
     pytest.mark.filterwarnings("ignore:.*torch.distributed.*deprecated:FutureWarning"),  # what it calls
+    pytest.mark.filterwarnings("ignore:.*sync_dist=True"),  # Lightning's, where FSDP has one rank
 ]
 
 SHORT: dict[str, Any] = {"steps": 3, "checkpoints": 3, "averaged": True}
@@ -82,6 +85,23 @@ def test_a_folder_holds_what_the_file_would(place: Place, train: Train, strategy
         assert max(torch.Size(shape).numel() for shape in shapes) <= -(-whole.shape[0] // 2) * whole[0].numel(), "no part is the whole"
     big = {way[1:] for way, leaf in wholes.items() if isinstance(leaf, Tensor) and leaf.ndim}
     assert big == written.keys(), "weights, moments and averages"
+
+
+def test_consolidated_it_is_the_file(place: Place, train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    file = train("mlm", "fsdp", 2, micro=4, name="file-fsdp", **SHORT)
+    train("mlm", "fsdp_sharded", 2, micro=4, name="folder-fsdp", **SHORT)
+    path = checkpoints(place, "folder-fsdp")[-1]
+    assert main(["checkpoint", "consolidate", str(path)]) == 0
+    whole = path.with_name("step=0000003-whole.ckpt")
+    assert str(whole) in capsys.readouterr().out
+    assert differing(file, torch.load(whole, weights_only=True)) == []
+    with pytest.raises(AssertionError):
+        assert main(["checkpoint", "consolidate", str(path)]) == 0  # it exists now
+    by_folder, by_file, by_run = (lmlab.load(one).state_dict() for one in (path, whole, path.parents[1]))
+    for name, average in file["lmlab_average"]["averages"].items():
+        assert torch.equal(by_folder[name], average) and torch.equal(by_file[name], average)
+    assert by_run.keys() == by_folder.keys(), "the best"
+    whole.unlink()
 
 
 RESIZED = [
