@@ -18,6 +18,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 from lmlab.budget import BudgetConfig
 from lmlab.cache import write_atomic
 from lmlab.checkpoint import newest_whole, read_checkpoint
+from lmlab.checkpoint.places import set_aside
 from lmlab.config import check_choices, fingerprint, leaves, require
 from lmlab.errors import CheckpointError, ConfigError, LabError
 from lmlab.run.directory import RunDirectory, create_run
@@ -164,7 +165,7 @@ def _go_on(run: RunDirectory, claim: BaseFileLock, must_have_checkpoint: bool = 
         )
     for step, path in run.steps().items():
         if step > reached or checkpoint is None:
-            path.replace(path.with_name(f"{path.name}.broken"))
+            set_aside(path)
     if checkpoint is None:
         run.metrics_path.unlink(missing_ok=True)
         run.samples_path.unlink(missing_ok=True)

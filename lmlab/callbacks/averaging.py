@@ -53,7 +53,8 @@ class WeightAveraging(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the averages where `lmlab.load` finds them: they are what was validated."""
         if self.average is not None:
-            checkpoint["lmlab_average"] = self.average.state_dict()
+            is_sharded = getattr(trainer.strategy, "checkpoint", "file") == "sharded"
+            checkpoint["lmlab_average"] = self.average.state_dict("parts" if is_sharded else "whole")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps a checkpoint's average until the weights are there."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lmlab.budget import Spent
 from lmlab.callbacks.budget import clock_of
-from lmlab.checkpoint.files import sweep
+from lmlab.checkpoint.places import link, remove, sweep
 from lmlab.run.directory import step_files
 
 log = logging.getLogger(__name__)
@@ -97,10 +96,10 @@ class Checkpoints(Checkpoint):
             trainer.save_checkpoint(target)
             if trainer.is_global_zero:
                 if is_best:
-                    _link(target, self.folder / "best.ckpt")
+                    link(target, self.folder / "best.ckpt")
                 written = [path for step, path in step_files(self.folder).items() if step <= trainer.global_step]
                 for old in written[: -self.keep] if self.keep else ():
-                    old.unlink()
+                    remove(old)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far, and the number of threads, on which the last bit of a sum depends."""
@@ -112,14 +111,3 @@ class Checkpoints(Checkpoint):
         if state_dict["num_threads"] != torch.get_num_threads():
             log.info("going on with %d threads, as before, instead of %d", state_dict["num_threads"], torch.get_num_threads())
             torch.set_num_threads(state_dict["num_threads"])
-
-
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name, atomically and without a second copy where the file system can."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(source)
-    except OSError:
-        temporary.write_bytes(source.read_bytes())
-    temporary.replace(target)

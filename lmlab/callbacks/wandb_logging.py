@@ -81,13 +81,16 @@ class RunWandbLogger(WandbLogger):
         """Sends a checkpoint as an artifact of type `model`.
 
         Args:
-            path: The file; it is not copied before it is sent.
+            path: The file or folder; it is not copied before it is sent.
             aliases: Further names, such as `best`.
         """
         import wandb
 
         artifact = wandb.Artifact(f"{self._run.name}-{self._run.path.name}", type="model")
-        artifact.add_file(str(path), policy="immutable")
+        if path.is_dir():
+            artifact.add_dir(str(path), name=path.name, policy="immutable")
+        else:
+            artifact.add_file(str(path), policy="immutable")
         self.experiment.log_artifact(artifact, aliases=list(aliases) or None)
 
     @rank_zero_only

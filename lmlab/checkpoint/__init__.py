@@ -1,7 +1,8 @@
-"""Checkpoints: one file, written atomically, verified on load, never unpickled."""
+"""Checkpoints: one file or one folder, written atomically, verified on load, never unpickled."""
 
-from lmlab.checkpoint.files import newest_whole, read_checkpoint, verify, write_checkpoint
+from lmlab.checkpoint.files import write_checkpoint
 from lmlab.checkpoint.plugin import AtomicCheckpointIO
+from lmlab.checkpoint.reading import newest_whole, outline, read_checkpoint, verify
 from lmlab.checkpoint.rebuild import FORMAT, description_of, objective_from, trained_weights
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "description_of",
     "newest_whole",
     "objective_from",
+    "outline",
     "read_checkpoint",
     "trained_weights",
     "verify",

@@ -1,28 +1,23 @@
-"""Writing and reading checkpoint files."""
+"""Writing and reading checkpoints that are one file."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lmlab.checkpoint.places import put_in_place, temporary_for
 from lmlab.errors import CheckpointError
-
-log = logging.getLogger(__name__)
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Writes a checkpoint so that at every moment `path` is either absent, the old file, or the new one, whole.
-
-    The temporary file lies in the target's own folder: a rename is atomic only within a file system.
 
     Args:
         content: What `torch.save` can write and `torch.load(weights_only=True)` can read.
@@ -31,15 +26,14 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written to; nothing half-written is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        put_in_place(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -47,15 +41,10 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
             raise
         # torch's writer notices by a file that did not grow, and says nothing of the disk
         full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "unexpected pos" in str(error)
-        raise CheckpointError(
-            f"the checkpoint {path.name} could not be written",
-            where=str(path),
-            why="the disk is full" if full else str(error),
-            remedy="free some space and resume: earlier checkpoints are untouched" if full else "check the folder's permissions",
-        ) from error
+        raise not_written(path, str(error), full) from error
 
 
-def verify(path: Path) -> None:
+def verify_file(path: Path) -> None:
     """Reads a checkpoint through and compares every checksum in it; torch itself does not look at them.
 
     Args:
@@ -70,14 +59,14 @@ def verify(path: Path) -> None:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
+            damaged = archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise _broken(path, "it is not a whole archive: truncated, or another kind of file") from error
-    if broken is not None:
-        raise _broken(path, f"the checksum of '{broken}' in it is wrong")
+        raise broken(path, "it is not a whole archive: truncated, or another kind of file") from error
+    if damaged is not None:
+        raise broken(path, f"the checksum of '{damaged}' in it is wrong")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
     """Verifies and loads a checkpoint onto the CPU. No code in the file is ever run.
 
     Args:
@@ -92,7 +81,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             why="it would let a checkpoint run code on this machine",
             remedy="unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
         )
-    verify(path)
+    verify_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
@@ -101,48 +90,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path.name} cannot be loaded safely", where=str(path), why=why, remedy="load only checkpoints that lmlab wrote"
         ) from error
     if not isinstance(content, dict):
-        raise _broken(path, "it does not hold a checkpoint")
+        raise broken(path, "it does not hold a checkpoint")
     return content
 
 
-def newest_whole(paths: Iterable[Path]) -> Path | None:
-    """The first whole checkpoint of a list, newest first, with a warning for every broken one before it.
+def not_written(path: Path, why: str, is_full: bool) -> CheckpointError:
+    """What to raise when a checkpoint could not be written.
 
     Args:
-        paths: Candidates, newest first.
-
-    Returns:
-        None if none is whole.
+        path: Its name.
+        why: What the system says.
+        is_full: Whether the disk is full.
     """
-    for path in paths:
-        try:
-            verify(path)
-        except CheckpointError as error:
-            log.warning("%s\n  going back to the checkpoint before it", error)
-        else:
-            return path
-    return None
-
-
-def sweep(folder: Path) -> None:
-    """Removes what killed writers left in a checkpoint folder; call it only when no writer is at work.
-
-    Args:
-        folder: Where checkpoints are.
-    """
-    for stray in folder.glob(".*.tmp"):
-        stray.unlink(missing_ok=True)
-
-
-def _broken(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
-        f"the checkpoint {path.name} is broken", where=str(path), why=why, remedy="use an earlier one: --checkpoint step=N"
+        f"the checkpoint {path.name} could not be written",
+        where=str(path),
+        why="the disk is full" if is_full else why,
+        remedy="free some space and resume: earlier checkpoints are untouched" if is_full else "check the folder's permissions",
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def broken(path: Path, why: str) -> CheckpointError:
+    """What to raise when a checkpoint is not whole.
+
+    Args:
+        path: Its name.
+        why: What is wrong in it.
+    """
+    return CheckpointError(
+        f"the checkpoint {path.name} is broken", where=str(path), why=why, remedy="use an earlier one: --checkpoint step=N"
+    )

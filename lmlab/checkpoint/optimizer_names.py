@@ -34,8 +34,8 @@ def numbered(state: dict[str, Any]) -> dict[str, Any]:
     return {"state": {numbers[name]: values for name, values in state["state"].items()}, "param_groups": groups}
 
 
-def named(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
-    """From numbers to names.
+def names_by_number(state: dict[str, Any], names: list[list[str]]) -> dict[int, str]:
+    """Which parameter each number of a state stands for.
 
     Args:
         state: As torch writes it.
@@ -47,10 +47,23 @@ def named(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
     if [len(group["params"]) for group in state["param_groups"]] != [len(group) for group in names]:
         why = "groups follow from names and settings of the optimizer, which must be those of the run"
         raise CheckpointError("the optimizer's groups are not those of the checkpoint", where="optimizer", why=why)
-    of = {
+    return {
         number: name
         for group, here in zip(state["param_groups"], names, strict=True)
         for number, name in zip(group["params"], here, strict=True)
     }
+
+
+def named(state: dict[str, Any], names: list[list[str]]) -> dict[str, Any]:
+    """From numbers to names.
+
+    Args:
+        state: As torch writes it.
+        names: Of the parameters of each group of this run.
+
+    Raises:
+        CheckpointError: If the groups differ in number or size.
+    """
+    of = names_by_number(state, names)
     groups = [{**group, "params": here} for group, here in zip(state["param_groups"], names, strict=True)]
     return {"state": {of[number]: values for number, values in state["state"].items()}, "param_groups": groups}

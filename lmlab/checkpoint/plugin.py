@@ -7,7 +7,9 @@ from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 
-from lmlab.checkpoint.files import read_checkpoint, write_checkpoint
+from lmlab.checkpoint.files import write_checkpoint
+from lmlab.checkpoint.places import remove
+from lmlab.checkpoint.reading import read_checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -27,4 +29,4 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Deletes a checkpoint."""
-        Path(path).unlink(missing_ok=True)
+        remove(Path(path))

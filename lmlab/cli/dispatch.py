@@ -43,6 +43,7 @@ COMMANDS = {
     "distill-corpus": Command(
         USE, "let a causal model write a text for students to learn from: lmlab distill-corpus RUN", "lmlab.cli.distill_corpus:main"
     ),
+    "checkpoint": Command(USE, "make one file of a sharded checkpoint: lmlab checkpoint consolidate PATH", "lmlab.cli.checkpoint:main"),
     "runs": Command(LOOK, "a table of runs", "lmlab.cli.runs:main"),
     "report": Command(LOOK, "build the HTML page of a run anew: lmlab report RUN", "lmlab.cli.report:main"),
     "tokenizer": Command(LOOK, "train a tokenizer, or see how one splits a text", "lmlab.cli.tokenizer:main"),

@@ -18,7 +18,7 @@ from lmlab.run.environment import describe_environment
 State = Literal["ok", "note", "wrong"]
 
 EXTRAS = {
-    "hf": ("transformers", "datasets", "safetensors"),
+    "hf": ("transformers", "datasets"),
     "parquet": ("pyarrow",),
     "lion": ("lion_pytorch",),
     "zh": ("rjieba",),

@@ -58,14 +58,14 @@ def fill(share: Tensor, values: Tensor, parameter: Tensor) -> None:
 
     Args:
         share: Where to.
-        values: The whole, the same on all ranks.
+        values: The whole, the same on all ranks; or this rank's share of it, distributed alike.
         parameter: What it is a share of.
     """
     if is_partitioned(parameter):
         start = distributed.get_rank() * share.numel()
         mine = values.flatten()[start : start + share.numel()]  # the last share is filled up
         share[: mine.numel()].copy_(mine)
-    elif isinstance(share, DTensor):
+    elif isinstance(share, DTensor) and not isinstance(values, DTensor):
         there = values.to(device=share.device, dtype=share.dtype)
         share.copy_(distribute_tensor(there, share.device_mesh, share.placements, src_data_rank=cast("int", None)))
     else:

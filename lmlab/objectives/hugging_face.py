@@ -95,11 +95,9 @@ def objective_of_family(family: Family, tokenizer: Tokenizer, config: BackboneCo
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ConfigError("safetensors is not installed", where=str(folder), remedy="pip install safetensors") from error
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         why = "other formats can run code when they are read"

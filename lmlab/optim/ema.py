@@ -106,9 +106,15 @@ class ExponentialMovingAverage:
         finally:
             self.swap_out()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Number of updates, and averages by name; right also while they stand in."""
-        averages = {name: whole(average, self._parameters[name]).clone() for name, average in self._averages.items()}
+    def state_dict(self, kind: Literal["whole", "parts"] = "whole") -> dict[str, Any]:
+        """Number of updates, and averages by name; right also while they stand in.
+
+        Args:
+            kind: Copies of whole averages, or the averages themselves, sharded where the parameters are.
+        """
+        averages = dict(self._averages)
+        if kind == "whole":
+            averages = {name: whole(average, self._parameters[name]).clone() for name, average in self._averages.items()}
         return {"num_updates": self.num_updates, "averages": averages}
 
     @torch.no_grad()

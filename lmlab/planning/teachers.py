@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
 from lmlab.backbones.pretrained import config_from_hugging_face
-from lmlab.checkpoint import description_of
+from lmlab.checkpoint import description_of, outline
 from lmlab.config import rebuild
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.objectives.base import Objective
@@ -60,7 +58,7 @@ def _described(config: TeacherConfig, tokenizer: Tokenizer, where: str) -> Objec
         return objective_of_family(settings["model_type"], tokenizer, config_from_hugging_face(settings))
     try:
         path = find_checkpoint(config.run, config.checkpoint)
-        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)  # sizes only: no weight is read
+        content = outline(path)  # sizes only: no weight is read
     except (CheckpointError, RuntimeError, OSError) as error:
         why = error.why if isinstance(error, CheckpointError) else str(error).split("\n")[0]
         what = error.what if isinstance(error, CheckpointError) else f"the checkpoint of '{config.run}' cannot be read"

@@ -29,9 +29,10 @@ from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
 from lmlab.nn.block import Block
 from lmlab.nn.sharded import norm_of, own_part
+from lmlab.strategies.shards import read_shards, write_shards
 from lmlab.strategies.tensor_parallel import cut_layers
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+WHOLE, PARTS = StateDictOptions(full_state_dict=True, cpu_offload=True), StateDictOptions()
 HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 """Blocks are gathered in bfloat16, for autocast to find: left to itself, it would keep a copy of each matrix until the backward pass."""
 
@@ -39,9 +40,9 @@ HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float
 class FSDP(ModelParallelStrategy):
     """Fully sharded data parallelism, block by block; in groups that are copies of each other, and with layers cut, if wanted.
 
-    Checkpoints are the ordinary single file, with whole tensors by name: any other strategy, and any number of ranks, goes on from them.
-    Weights are drawn whole on each rank, as on one device, and sharded then. bf16-mixed gathers them in bfloat16, norms too; gradients
-    are reduced and weights stepped in float32.
+    Checkpoints are the ordinary single file, with whole tensors by name, or a folder to which each rank writes its parts: any other
+    strategy, and any number of ranks, goes on from both. Weights are drawn whole on each rank, as on one device, and sharded then.
+    bf16-mixed gathers them in bfloat16, norms too; gradients are reduced and weights stepped in float32.
 
     Args:
         replicas: Groups of ranks; each holds all parameters, shared among its ranks (HSDP). Set it to the number of nodes where the
@@ -49,6 +50,8 @@ class FSDP(ModelParallelStrategy):
         tensor_parallel: Ranks that compute each layer together, each some of its heads and features. They read the same data.
         reshard_after_forward: Whether a block's parameters are let go of between its forward and its backward pass: `always` holds least,
             `never` exchanges a third less.
+        checkpoint: `file`: rank 0 puts it together and writes it. `sharded`: each rank writes its parts into a folder, which all hosts must
+            see; for models that do not fit one host.
         timeout: Seconds after which a rank that does not answer ends the job.
         process_group_backend: How ranks talk; None takes nccl on GPUs and gloo on CPUs.
 
@@ -61,12 +64,14 @@ class FSDP(ModelParallelStrategy):
         replicas: int = 1,
         tensor_parallel: int = 1,
         reshard_after_forward: Literal["always", "never"] = "always",
+        checkpoint: Literal["file", "sharded"] = "file",
         timeout: float = 1800.0,
         process_group_backend: str | None = None,
     ) -> None:
         """Stores the settings."""
         self.replicas, self.tensor_parallel = replicas, tensor_parallel
         self.reshard_after_forward: Literal["always", "never"] = reshard_after_forward
+        self.checkpoint: Literal["file", "sharded"] = checkpoint
         check_choices(self)
         for name in ("replicas", "tensor_parallel"):
             require(getattr(self, name) >= 1, self, name, "it is a number of ranks or groups", "1 is none")
@@ -113,32 +118,36 @@ class FSDP(ModelParallelStrategy):
         return mesh["replicas", "shards"]
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """All weights, whole, on rank 0; nothing on the others, which must ask all the same."""
+        """All weights, whole, on rank 0; nothing on the others, which must ask all the same. If sharded, each rank's parts."""
         assert self.lightning_module is not None
-        return get_model_state_dict(self.lightning_module, options=WHOLE)
+        return get_model_state_dict(self.lightning_module, options=WHOLE if self.checkpoint == "file" else PARTS)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state as one process would write it, on rank 0; Lightning numbers parameters in another order than torch does."""
+        """Likewise, as one process would write it; Lightning numbers parameters in another order than torch does."""
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         assert self.lightning_module is not None
-        return numbered(get_optimizer_state_dict(self.lightning_module, plain, options=WHOLE))
+        options = WHOLE if self.checkpoint == "file" else PARTS
+        return numbered(get_optimizer_state_dict(self.lightning_module, plain, options=options))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Rank 0 writes."""
-        if self.is_global_zero:
+        """Rank 0 writes a file, or all ranks a folder."""
+        if self.checkpoint == "sharded":
+            write_shards(checkpoint, Path(filepath))
+        elif self.is_global_zero:
             self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Every rank reads the file, verified, and takes its parts."""
+        """Every rank reads the file, verified, and takes its parts; of a folder it reads no more than those."""
         module = self.lightning_module
         assert module is not None
-        content = self.checkpoint_io.load_checkpoint(Path(self.broadcast(checkpoint_path)))
-        options = StateDictOptions(full_state_dict=True, strict=module.strict_loading)
+        path = Path(self.broadcast(checkpoint_path))
+        is_folder = path.is_dir()
+        wanted = self.optimizers if module.trainer.state.fn == TrainerFn.FITTING else []
+        content = read_shards(path, module, wanted) if is_folder else self.checkpoint_io.load_checkpoint(path)
+        options = StateDictOptions(full_state_dict=not is_folder, strict=module.strict_loading)
         set_model_state_dict(module, content["state_dict"], options=options)
-        if module.trainer.state.fn == TrainerFn.FITTING:
-            for optimizer, state in zip(self.optimizers, content["optimizer_states"], strict=True):
-                by_name = named(state, group_names(module, optimizer))
-                set_optimizer_state_dict(module, optimizer, by_name, options=options)
+        for optimizer, state in zip(wanted, content["optimizer_states"], strict=True) if wanted else ():
+            set_optimizer_state_dict(module, optimizer, named(state, group_names(module, optimizer)), options=options)
         return content
 
 

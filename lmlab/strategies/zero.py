@@ -37,7 +37,8 @@ class ZeRO(DeepSpeedStrategy):
 
     torch's optimizers do the step, and nothing is compiled, unless `kernels` says otherwise. Checkpoints are the ordinary single file, with
     whole tensors by name: any other strategy, and any number of ranks, goes on from them. DeepSpeed's folders, which are pickles, are
-    neither written nor read. Weights are drawn whole on each rank, as on one device.
+    neither written nor read, and there is no sharded format: a model whose checkpoint does not fit one host
+    is for FSDP. Weights are drawn whole on each rank, as on one device.
 
     bf16-mixed means bfloat16 weights beside a float32 master copy here, not autocast as elsewhere.
 

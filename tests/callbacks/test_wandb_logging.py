@@ -9,6 +9,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -175,3 +176,17 @@ def test_importing_the_module_does_not_import_wandb() -> None:
     code = "import sys, lmlab.callbacks.wandb_logging; print('wandb' in sys.modules)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_checkpoint_that_is_a_folder_is_sent_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create_run(tmp_path / "runs", "mlm", 3)
+    folder = run.checkpoints / "best.ckpt"
+    folder.mkdir()
+    for name in ("content.pt", "shard-1.safetensors"):
+        (folder / name).write_bytes(name.encode())
+    sent: list[Any] = []
+    logger: Any = make_wandb_logger(run, {}, mode="offline")
+    monkeypatch.setattr(type(logger), "experiment", SimpleNamespace(log_artifact=lambda artifact, aliases: sent.append(artifact)))
+    logger.log_checkpoint(folder, ["best"])
+    assert sorted(sent[0].manifest.entries) == ["best.ckpt/content.pt", "best.ckpt/shard-1.safetensors"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lmlab.checkpoint import newest_whole, read_checkpoint, verify, write_checkpoint
-from lmlab.checkpoint.files import sweep
+from lmlab.checkpoint.places import sweep
 from lmlab.errors import CheckpointError
 
 CONTENT = {"weights": {"a": torch.arange(2000.0)}, "step": 3, "text": "中文"}

@@ -157,6 +157,7 @@ def strategy(name):
 
     made = {"ddp": partial(DDP, timeout=60), "fsdp": partial(FSDP, timeout=60), "hsdp": partial(FSDP, replicas=2, timeout=60)}
     made |= {"fsdp_tp": partial(FSDP, tensor_parallel=2, timeout=60)}
+    made |= {f"{name}_sharded": partial(made[name], checkpoint="sharded") for name in ("fsdp", "hsdp", "fsdp_tp")}
     made |= {f"zero{stage}": partial(ZeRO, stage=stage, timeout=60, persistence=0) for stage in (1, 2, 3)}
     made |= {f"zero{stage}_offload": partial(made[f"zero{stage}"], offload=what) for stage, what in ((2, "optimizer"), (3, "all"))}
     made |= {"zero2_kernels": partial(made["zero2"], kernels="deepspeed")}

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from lmlab.checkpoint import read_checkpoint
 from tests.ranks import forked
 from tests.runs import one_run
 from tests.runs.conftest import Place, place  # noqa: F401  a fixture
@@ -47,7 +48,8 @@ def train(place: Place) -> Train:  # noqa: F811
 def last(place: Place, name: str) -> dict[str, Any]:  # noqa: F811
     """The last checkpoint of the only run of a name."""
     [folder] = (place.folder / "runs" / name).iterdir()
-    return torch.load(sorted((folder / "checkpoints").glob("step=*.ckpt"))[-1], weights_only=True)
+    path = sorted((folder / "checkpoints").glob("step=*.ckpt"))[-1]
+    return read_checkpoint(path) if path.is_dir() else torch.load(path, weights_only=True)
 
 
 def apart(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:

@@ -1,0 +1,104 @@
+"""Files and folders take each other's place, and a kill at any moment leaves the old one or the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lmlab.checkpoint.places import link, put_in_place, remove, set_aside, sweep
+
+
+def a_file(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+def a_folder(path: Path, content: str) -> Path:
+    path.mkdir()
+    for name in ("content.pt", "shard.safetensors"):
+        (path / name).write_text(content)
+    return path
+
+
+def read(path: Path) -> str:
+    return path.read_text() if path.is_file() else (path / "shard.safetensors").read_text()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+KINDS = [a_file, a_folder]
+
+
+@pytest.mark.parametrize("old", KINDS)
+@pytest.mark.parametrize("new", KINDS)
+def test_either_takes_the_place_of_either(tmp_path: Path, old: Callable[..., Path], new: Callable[..., Path]) -> None:
+    target = old(tmp_path / "best.ckpt", "old")
+    put_in_place(new(tmp_path / ".new", "new"), target)
+    assert read(target) == "new" and names(tmp_path) == ["best.ckpt"]
+    link(old(tmp_path / "step=0000002.ckpt", "second"), target)
+    remove(tmp_path / "step=0000002.ckpt")
+    assert read(target) == "second" and names(tmp_path) == ["best.ckpt"], "the second name outlives the first"
+    old(tmp_path / "step=0000003.ckpt.broken", "older")
+    set_aside(new(tmp_path / "step=0000003.ckpt", "beyond"))
+    assert read(tmp_path / "step=0000003.ckpt.broken") == "beyond" and not (tmp_path / "step=0000003.ckpt").exists()
+
+
+def test_links_share_their_bytes(tmp_path: Path) -> None:
+    link(a_folder(tmp_path / "step=0000001.ckpt", "same"), tmp_path / "best.ckpt")
+    assert (tmp_path / "best.ckpt" / "content.pt").samefile(tmp_path / "step=0000001.ckpt" / "content.pt")
+
+
+class KilledError(BaseException):
+    """Nothing of the writer runs any more."""
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_kill_at_any_rename_leaves_one_of_the_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int) -> None:
+    target = a_folder(tmp_path / "best.ckpt", "old")
+    source = a_folder(tmp_path / "step=0000002.ckpt", "new")
+    left = [moment]
+    rename, real_replace = Path.rename, Path.replace
+
+    def counted(real: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def call(path: Path, to: Path) -> Path:
+            if left[0] == 0:
+                raise KilledError
+            left[0] -= 1
+            return real(path, to)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", counted(rename))
+        patch.setattr(Path, "replace", counted(real_replace))
+        try:
+            link(source, target)
+        except KilledError:
+            pass
+        else:
+            assert moment >= 2, "there are two renames"
+    sweep(tmp_path)
+    assert read(target) == ("old" if moment < 2 else "new") and read(source) == "new"
+    assert names(tmp_path) == ["best.ckpt", "step=0000002.ckpt"]
+
+
+def test_removing_a_folder_hides_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_folder(tmp_path / "step=0000001.ckpt", "x")
+
+    def killed(folder: Path, **_: object) -> None:
+        if not folder.exists():
+            return
+        (folder / "content.pt").unlink()
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KilledError):
+            remove(path)
+    assert not path.exists(), "half a folder is not a checkpoint"
+    sweep(tmp_path)
+    assert names(tmp_path) == []
