@@ -136,7 +136,8 @@ class Distillation(Objective):
         Args:
             stage: Of the trainer.
         """
-        self.configure_model()
+        with self.trainer.strategy.model_sharded_context():  # Lightning enters it later, for those that are not built by then
+            self.configure_model()
         if stage != "predict" and not self.teachers:
             part = self.student.part
             self.learn_from([read_teacher(c, self.tokenizer, part, f"teachers[{n}]") for n, c in enumerate(self.teacher_configs)])
