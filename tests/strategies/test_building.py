@@ -164,6 +164,20 @@ def test_weights_are_those_of_one_process(started: Begin, objective: str, strate
     assert same(one, many)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("guide")
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
+@pytest.mark.parametrize("objective", ["biases", "from_layers"])
+def test_weights_in_half_precision(started: Begin, objective: str, strategy: str, precision: str) -> None:
+    """DeepSpeed's engine keeps them in bfloat16, and makes its master copy of these."""
+    one, _ = started(objective, "auto", 1, precision=precision)
+    two, _ = started(objective, strategy, 2, precision=precision)
+    if strategy == "zero3":
+        one = {name: value.bfloat16().float() for name, value in one.items()}
+    assert same(one, two)
+
+
 @pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
 def test_no_rank_holds_it_whole(started: Begin, strategy: str) -> None:
     one, _ = started("deep", "auto", 1)
