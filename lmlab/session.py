@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[re
 
 from lmlab.budget import BudgetConfig
 from lmlab.cache import write_atomic
-from lmlab.checkpoint import newest_whole, read_checkpoint
+from lmlab.checkpoint import newest_whole, outline
 from lmlab.checkpoint.places import set_aside
 from lmlab.config import check_choices, fingerprint, leaves, require
 from lmlab.errors import CheckpointError, ConfigError, LabError
@@ -115,7 +115,7 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
     folder = os.environ.get(RUN_VARIABLE) or _told_by_rank_zero()
     if folder:
         run = RunDirectory(Path(folder))
-        return Session(run, Record.load(run.record_path), *_newest(run))
+        return Session(run, Record.load(run.record_path), *_newest(run, is_verified=True))
     restarted = _run_before_restart()
     if restarted is not None:
         return _go_on(restarted, _claim_from_the_dead(restarted))
@@ -167,6 +167,8 @@ def _go_on(run: RunDirectory, claim: BaseFileLock, must_have_checkpoint: bool = 
         if step > reached or checkpoint is None:
             set_aside(path)
     if checkpoint is None:
+        if run.best_path.exists():
+            set_aside(run.best_path)
         run.metrics_path.unlink(missing_ok=True)
         run.samples_path.unlink(missing_ok=True)
     log.info("going on with %s from %s", run.path, checkpoint.name if checkpoint else "its beginning")
@@ -175,14 +177,19 @@ def _go_on(run: RunDirectory, claim: BaseFileLock, must_have_checkpoint: bool = 
     return Session(run, record, checkpoint, reached, claim)
 
 
-def _newest(run: RunDirectory) -> tuple[Path | None, int]:
-    """The newest whole checkpoint and its step; the best, which is kept for longer, if no other is whole."""
+def _newest(run: RunDirectory, is_verified: bool = False) -> tuple[Path | None, int]:
+    """The newest whole checkpoint and its step; the best, which is kept for longer, if no other is whole.
+
+    Args:
+        run: To look into.
+        is_verified: Whether rank 0 has looked already, and put aside what is broken, so that other ranks need not read it all.
+    """
     steps = {path: step for step, path in reversed(run.steps().items())}
-    path = newest_whole(steps)
-    if path is not None:
-        return path, steps[path]
-    best = newest_whole(p for p in (run.checkpoints / "best.ckpt",) if p.exists())
-    return (best, int(read_checkpoint(best)["global_step"])) if best else (None, 0)
+    best = [run.best_path] if run.best_path.exists() else []
+    path = next(iter([*steps, *best]), None) if is_verified else newest_whole(steps) or newest_whole(best)
+    if path is None:
+        return None, 0
+    return path, steps[path] if path in steps else int(outline(path)["global_step"])
 
 
 def hashed(settings: dict[str, Any]) -> dict[str, Any]:

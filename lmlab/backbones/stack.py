@@ -13,6 +13,7 @@ from lmlab.backbones.base import ABSOLUTE, BackboneConfig
 from lmlab.errors import ConfigError
 from lmlab.nn import mask, position, varlen
 from lmlab.nn.block import Block, Memory
+from lmlab.nn.building import built
 from lmlab.nn.cache import KVCache
 from lmlab.nn.init import init_embedding, init_linear
 from lmlab.nn.mask import Visibility
@@ -56,7 +57,7 @@ class Stack(nn.Module):
             if config.position == "t5"
             else None
         )
-        self.blocks = nn.ModuleList(Block(block, reads) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(built(Block(block, reads)) for _ in range(num_layers))  # one after the other
         final = config.final_norm == "norm" or (config.final_norm == "auto" and config.norm_position == "pre")
         self.final_norm = build_norm(norm, config.hidden_size) if final else None
         self._reset_inputs()

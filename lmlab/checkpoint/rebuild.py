@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 
 from lmlab.config import rebuild
 from lmlab.errors import CheckpointError
+from lmlab.nn.building import after_each_block
 
 FORMAT = 1
 """Version of what an objective writes into a checkpoint."""
@@ -65,7 +66,8 @@ def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] =
     mine = description_of(content, path)
     try:
         objective = rebuild(mine["objective"], allow)
-        objective.configure_model()
+        with after_each_block(None):  # a guest of a network that is being built, and shared, stays whole
+            objective.configure_model()
     except (KeyError, TypeError, AttributeError) as error:
         what = f"the description of the objective in {path.name} is broken"
         raise CheckpointError(what, where=str(path), why=f"{type(error).__name__}: {error}", remedy="use another checkpoint") from error

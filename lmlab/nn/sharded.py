@@ -7,11 +7,11 @@ parameter the share is the whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -83,6 +83,33 @@ def put(parameter: Tensor, share: Tensor) -> None:
     share_of(parameter).copy_(share)
     if is_partitioned(parameter) and parameter.numel():  # small ones stay together besides
         parameter.data.copy_(whole(share, parameter))
+
+
+@torch.no_grad()
+def load_whole(module: nn.Module, weights: Mapping[str, Tensor], strict: bool = True) -> list[str]:
+    """As `load_state_dict`, for a module that may be sharded already.
+
+    Args:
+        module: Any.
+        weights: Whole, by name, the same on all ranks.
+        strict: Whether names have to be the same.
+
+    Returns:
+        Names that the module has and `weights` have not.
+
+    Raises:
+        RuntimeError: If names or shapes differ.
+    """
+    own, taken = module.state_dict(keep_vars=True), dict(weights)
+    for name in own.keys() & weights.keys():
+        parameter, values = own[name], weights[name]
+        is_shared = is_partitioned(parameter) or isinstance(parameter, DTensor)
+        if is_shared and values.shape == full_shape(parameter):
+            share = share_of(parameter)
+            fill(share, values, parameter)
+            put(parameter, share)
+            taken[name] = parameter.detach()  # what it is now
+    return module.load_state_dict(taken, strict=strict).missing_keys
 
 
 def own_part(tensor: Tensor) -> Tensor:

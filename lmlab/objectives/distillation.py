@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +137,9 @@ class Distillation(Objective):
         Args:
             stage: Of the trainer.
         """
-        self.configure_model()
+        # Lightning enters this context later, for those that are not built by then
+        with nullcontext() if self._trainer is None else self.trainer.strategy.model_sharded_context():
+            self.configure_model()
         if stage != "predict" and not self.teachers:
             part = self.student.part
             self.learn_from([read_teacher(c, self.tokenizer, part, f"teachers[{n}]") for n, c in enumerate(self.teacher_configs)])

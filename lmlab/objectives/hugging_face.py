@@ -11,6 +11,7 @@ from torch import Tensor
 from lmlab.backbones.base import BackboneConfig
 from lmlab.backbones.pretrained import Family, config_from_hugging_face, convert_state_dict
 from lmlab.errors import CheckpointError, ConfigError
+from lmlab.nn.building import after_each_block
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.mlm import MLM
 from lmlab.objectives.span_corruption import SpanCorruption
@@ -70,7 +71,8 @@ def read_hugging_face(folder: Path, tokenizer: Tokenizer, where: str) -> TokenOb
     if has_own and not any(name.startswith("head.") for name in weights):
         raise CheckpointError(f"{folder.name} has no head", where=str(folder), remedy="save the model with its language-modelling head")
     made = objective_of_family(family, tokenizer, config)
-    made.configure_model()
+    with after_each_block(None):  # as `objective_from` does
+        made.configure_model()
     size = made.tokenizer.vocab_size
     fitting = {name: _of_size(tensor, size) if _is_of_vocabulary(name) else tensor for name, tensor in weights.items()}
     try:

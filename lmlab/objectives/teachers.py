@@ -19,6 +19,7 @@ from lmlab.checkpoint import objective_from, read_checkpoint
 from lmlab.config import require
 from lmlab.data.batch import Batch, Feed
 from lmlab.errors import CheckpointError, ConfigError
+from lmlab.nn.sharded import load_whole
 from lmlab.objectives.base import Objective
 from lmlab.objectives.hugging_face import is_hugging_face, read_hugging_face
 from lmlab.objectives.nested import take_out
@@ -294,7 +295,7 @@ def lend_layers(teacher: TokenObjective, student: TokenObjective, layers: tuple[
         _copy(theirs.blocks[number - 1], block, where)
     own = {name for name in student.state_dict() if ".blocks." not in name}
     around = {name: tensor for name, tensor in teacher.state_dict().items() if name in own}
-    missing = student.load_state_dict(around, strict=False).missing_keys
+    missing = load_whole(student, around, strict=False)
     missing = [name for name in missing if name in own and name.startswith(("backbone.", "head."))]  # further heads are the student's own
     if missing:
         raise ConfigError(f"the teacher has no {missing[0]}", where=f"{where}.lends", remedy="leave `lends` out")
@@ -302,7 +303,7 @@ def lend_layers(teacher: TokenObjective, student: TokenObjective, layers: tuple[
 
 def _copy(source: nn.Module, target: nn.Module, where: str) -> None:
     try:
-        target.load_state_dict(source.state_dict())
+        load_whole(target, source.state_dict())
     except RuntimeError as error:
         why = " ".join(str(error).split("\n")[1:2]).strip()
         raise ConfigError("a layer does not fit", where=f"{where}.lends", why=why, remedy="leave `lends` out") from error

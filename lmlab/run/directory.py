@@ -82,6 +82,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def best_path(self) -> Path:
+        """The checkpoint with the best score, `checkpoints/best.ckpt`."""
+        return self.checkpoints / "best.ckpt"
+
+    @property
     def plots(self) -> Path:
         """Folder of the curves as SVG."""
         return self.path / "plots"

@@ -92,7 +92,7 @@ def find_checkpoint(spec: str | Path | RunDirectory, which: str | None = None, r
     if which is not None and not re.fullmatch(r"best|last|step=\d+", which):
         raise CheckpointError(f"'{which}' is not a checkpoint", where="--checkpoint", remedy="say best, last or step=N")
     steps = run.steps()
-    best, last = run.checkpoints / "best.ckpt", run.checkpoints / "last.ckpt"
+    best, last = run.best_path, run.checkpoints / "last.ckpt"
     newest = last if last.exists() else next(reversed(steps.values()), None)
     if which in (None, "best") and best.exists():
         return best

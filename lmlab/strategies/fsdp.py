@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +30,10 @@ from lmlab.checkpoint.optimizer_names import group_names, named, numbered
 from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
 from lmlab.nn.block import Block
+from lmlab.nn.building import after_each_block
 from lmlab.nn.sharded import norm_of, own_part
 from lmlab.strategies.shards import read_shards, write_shards
-from lmlab.strategies.tensor_parallel import cut_layers
+from lmlab.strategies.tensor_parallel import cut_block, cut_layers
 
 WHOLE, PARTS = StateDictOptions(full_state_dict=True, cpu_offload=True), StateDictOptions()
 HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -41,8 +44,9 @@ class FSDP(ModelParallelStrategy):
     """Fully sharded data parallelism, block by block; in groups that are copies of each other, and with layers cut, if wanted.
 
     Checkpoints are the ordinary single file, with whole tensors by name, or a folder to which each rank writes its parts: any other
-    strategy, and any number of ranks, goes on from both. Weights are drawn whole on each rank, as on one device, and sharded then.
-    bf16-mixed gathers them in bfloat16, norms too; gradients are reduced and weights stepped in float32.
+    strategy, and any number of ranks, goes on from both. Each rank draws all weights, as one device does, block by block, and keeps its
+    part of a block before it draws the next: no rank ever holds more than its parts, one block, and what is in no block. bf16-mixed
+    gathers them in bfloat16, norms too; gradients are reduced and weights stepped in float32.
 
     Args:
         replicas: Groups of ranks; each holds all parameters, shared among its ranks (HSDP). Set it to the number of nodes where the
@@ -81,6 +85,7 @@ class FSDP(ModelParallelStrategy):
             process_group_backend=process_group_backend,
             timeout=timedelta(seconds=timeout),
         )
+        self._mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
         """Lays the ranks out: those that share layers are neighbours, then those that share parameters, then the copies."""
@@ -94,14 +99,30 @@ class FSDP(ModelParallelStrategy):
             )
         self._data_parallel_size = world // self.tensor_parallel
         super().setup_environment()
+        self._mesh = self._sharding_mesh()
+
+    @contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Each block of a network that is built inside is cut and sharded at once; what is in no block waits for `setup`."""
+        with after_each_block(self._share_block):
+            yield
+
+    def _share_block(self, block: nn.Module) -> None:
+        if self.tensor_parallel > 1:
+            cut_block(block, self.device_mesh["tensor_parallel"])
+        self._shard_units(block)
+
+    def _shard_units(self, module: nn.Module) -> None:
+        assert self._mesh is not None
+        policy = HALF if self.precision_plugin.precision == "bf16-mixed" else MixedPrecisionPolicy()
+        shard(module, self._mesh, self.reshard_after_forward, policy)
 
     def setup(self, trainer: Trainer) -> None:
         """Cuts and shards the objective, which is built by now; Lightning then makes the optimizer."""
         assert self.lightning_module is not None
         if self.tensor_parallel > 1:
             cut_layers(self.lightning_module, self.device_mesh["tensor_parallel"])
-        policy = HALF if trainer.precision == "bf16-mixed" else MixedPrecisionPolicy()
-        shard(self.lightning_module, self._sharding_mesh(), self.reshard_after_forward, policy)
+        self._shard_units(self.lightning_module)
         super().setup(trainer)
         # Lightning's own, and kernels over many tensors, need them all to lie on the same ranks
         self.precision_plugin.clip_grad_by_norm = _clip_by_norm
@@ -157,10 +178,10 @@ def shard(
     reshard_after_forward: Literal["always", "never"] = "always",
     policy: MixedPrecisionPolicy = MixedPrecisionPolicy(),
 ) -> None:
-    """Shards each block, and then what is left, as one; in place.
+    """Shards each block that is not sharded yet, and then what is left, as one; in place.
 
     Args:
-        module: An objective whose network is built; all its forward passes must go through `module(...)` from now on.
+        module: An objective whose network is built, or a block; all its forward passes must go through `module(...)` from now on.
         mesh: The ranks to share it, of one dimension; of two for copies, and the ranks that share each.
         reshard_after_forward: See `FSDP`.
         policy: In what precision parameters are gathered and gradients reduced.
@@ -170,7 +191,8 @@ def shard(
     """
     if isinstance(module, FSDPModule):
         return
-    for unit in [*(one for one in module.modules() if isinstance(one, Block)), module]:
+    blocks = (one for one in module.modules() if isinstance(one, Block) and not isinstance(one, FSDPModule))
+    for unit in dict.fromkeys([*blocks, module]):
         fully_shard(unit, mesh=mesh, reshard_after_forward=reshard_after_forward == "always", mp_policy=policy)
     left = [name for name, parameter in module.named_parameters() if not isinstance(parameter, DTensor)]
     if left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from lmlab.errors import ConfigError
@@ -33,11 +34,24 @@ def cut_layers(module: nn.Module, mesh: DeviceMesh) -> None:
     if any(isinstance(one, RelativeBias) for one in module.modules()) or _uses_alibi(module):
         raise _refused("positions that are added to attention scores are not cut by heads", "use rope or learned positions")
     for block in blocks:
-        for part in block.children():
-            if isinstance(part, Attention):
-                _cut_attention(part, mesh)
-            elif isinstance(part, FeedForward):
-                _cut_feedforward(part, mesh)
+        cut_block(block, mesh)
+
+
+def cut_block(block: nn.Module, mesh: DeviceMesh) -> None:
+    """Cuts the layers of one block, in place; a part that was cut before is left alone.
+
+    Args:
+        block: Its weights are drawn, and not shared otherwise yet.
+        mesh: The ranks that share each layer, of one dimension.
+
+    Raises:
+        ConfigError: If the layers cannot be cut into as many parts.
+    """
+    for part in block.children():
+        if isinstance(part, Attention) and not isinstance(part.q.weight, DTensor):
+            _cut_attention(part, mesh)
+        elif isinstance(part, FeedForward) and not isinstance(part.fc1.weight, DTensor):
+            _cut_feedforward(part, mesh)
 
 
 def _cut_attention(attention: Attention, mesh: DeviceMesh) -> None:

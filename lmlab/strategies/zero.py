@@ -27,6 +27,8 @@ from lmlab.checkpoint.optimizer_names import group_names, named, numbered
 from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
 from lmlab.nn.block import Block
+from lmlab.nn.building import after_each_block
+from lmlab.strategies.zero_building import bring_along, take_apart
 from lmlab.strategies.zero_kernels import torch_groups, with_kernels
 from lmlab.strategies.zero_order import GradientOrder
 from lmlab.strategies.zero_state import read_optimizer, read_weights, write_optimizer, write_weights
@@ -37,8 +39,9 @@ class ZeRO(DeepSpeedStrategy):
 
     torch's optimizers do the step, and nothing is compiled, unless `kernels` says otherwise. Checkpoints are the ordinary single file, with
     whole tensors by name: any other strategy, and any number of ranks, goes on from them. DeepSpeed's folders, which are pickles, are
-    neither written nor read, and there is no sharded format: a model whose checkpoint does not fit one host
-    is for FSDP. Weights are drawn whole on each rank, as on one device.
+    neither written nor read, and there is no sharded format: a model whose checkpoint does not fit one host is for FSDP. Each rank draws
+    all weights, as one device does: stages 1 and 2 keep them; stage 3 keeps its part of a block before it draws the next, and never holds
+    more than its parts, one block, and what is in no block.
 
     bf16-mixed means bfloat16 weights beside a float32 master copy here, not autocast as elsewhere.
 
@@ -114,9 +117,17 @@ class ZeRO(DeepSpeedStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Parameters are drawn whole and taken apart afterwards: under `zero.Init`, drawing outside of a constructor does nothing."""
+        """Stage 3 takes each block of a network that is built inside apart at once; what is in no block waits for the engine.
+
+        DeepSpeed's own way, `zero.Init` around it all, would take each layer apart before its weights are drawn.
+        """
         self._init_config_if_needed()
-        yield
+        with after_each_block(self._take_apart if self.stage == 3 else None):
+            yield
+
+    def _take_apart(self, block: nn.Module) -> None:
+        assert isinstance(self.config, dict)
+        take_apart(block, self.config, self.precision_plugin.precision)
 
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None) -> Any:
         """Makes DeepSpeed's engine."""
@@ -145,6 +156,8 @@ class ZeRO(DeepSpeedStrategy):
         import deepspeed
 
         trained: Any = [p for p in model.parameters() if p.requires_grad] if optimizer is not None else []
+        if self.stage == 3:
+            bring_along(model, self.root_device, self.precision_plugin.precision)
         device = self.root_device.index if self.root_device.index is not None else self.local_rank
         engine, sharing, _, _ = deepspeed.initialize(
             args=Namespace(device_rank=device),

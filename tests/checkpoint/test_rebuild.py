@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from lmlab.checkpoint import objective_from
 from lmlab.errors import CheckpointError, ConfigError
+from lmlab.nn.building import after_each_block
 from lmlab.objectives.base import FORMAT
 from tests.objectives.toy import OBJECTIVES, batches, objective, tokenizer
 
@@ -32,6 +34,15 @@ def test_it_computes_what_it_computed(name: str) -> None:
     assert torch.equal(first(batch).total(batch["counts"]), second(batch).total(batch["counts"]))
     assert not first.training and type(first) is OBJECTIVES[name]
     assert first.tokenizer == tokenizer()
+
+
+def test_it_is_whole_whoever_shares_what_is_being_built_around_it() -> None:
+    content, handed = content_of("clm"), list[nn.Module]()
+    with after_each_block(handed.append):
+        objective_from(content, PATH)
+        assert not handed
+        content_of("clm")
+        assert handed
 
 
 def test_averaged_weights_come_before_the_last_ones() -> None:
