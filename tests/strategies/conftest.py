@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,20 +35,20 @@ def train(place: Place) -> Train:  # noqa: F811
         objective: str, strategy: str, ranks: int = 2, main: Callable[[Mapping[str, Any]], None] = one_run.main, **given: Any
     ) -> dict[str, Any]:
         settings = {**PLAIN, **given}
-        label = "-".join(map(str, (objective, strategy, ranks, *(f"{k}{v}" for k, v in sorted(given.items())))))
+        label = "-".join(map(str, (objective, strategy, ranks, *(f"{k}{v}" for k, v in sorted(given.items()))))).replace("/", "_")
         name = settings.pop("name", label)
         if label not in done:
             job = partial(main, place.settings(label, name=name, objective=objective, strategy=strategy, devices=ranks, **settings))
             forked(job, num_ranks=ranks, exit_code=128 + signal.SIGTERM if "stop_at" in given else 0)
-            done[label] = last(place, name)
+            done[label] = last(place, name, given.get("root"))
         return done[label]
 
     return run
 
 
-def last(place: Place, name: str) -> dict[str, Any]:  # noqa: F811
+def last(place: Place, name: str, root: str | None = None) -> dict[str, Any]:  # noqa: F811
     """The last checkpoint of the only run of a name."""
-    [folder] = (place.folder / "runs" / name).iterdir()
+    [folder] = (Path(root or place.folder / "runs") / name).iterdir()
     path = sorted((folder / "checkpoints").glob("step=*.ckpt"))[-1]
     return read_checkpoint(path) if path.is_dir() else torch.load(path, weights_only=True)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import product
 from pathlib import Path
 
 import pytest
 
 from tests.runs.conftest import Place
-from tests.strategies.conftest import PLAIN, Train, apart, last
+from tests.strategies.conftest import PLAIN, Train, apart
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
@@ -25,15 +26,16 @@ RESIZED = [("fsdp", 2, "auto", 1), ("auto", 1, "zero3", 2), ("fsdp", 2, "fsdp", 
 def goes_on(place: Place, train: Train, first: str, ranks: int, second: str, more: int) -> None:
     """Stops half-way, goes on otherwise, and ends where one process ends that did all of it."""
     whole = train("mlm", "auto", 1, micro=8, checkpoints=2, averaged=True)
-    name = f"{first}{ranks}-{second}{more}"
-    train("mlm", first, ranks, micro=2, checkpoints=2, averaged=True, log_every=1, name=name, stop_at=PLAIN["steps"] // 2)
-    train("mlm", second, more, micro=2, checkpoints=2, averaged=True, log_every=1, name=name, resume="must")
-    end = last(place, name)
-    assert end["global_step"] == PLAIN["steps"]
-    assert apart(whole["state_dict"], end["state_dict"]) < TOLERANCE
-    assert apart(whole["lmlab_average"]["averages"], end["lmlab_average"]["averages"]) < TOLERANCE
-    [folder] = (place.folder / "runs" / name).iterdir()
-    assert positions(folder) == list(range(1, PLAIN["steps"] + 1)), "each step once, in one run's folder"
+    half, end = place.folder / "halves" / f"{first}-{ranks}", place.folder / "resumed" / f"{first}-{ranks}-{second}-{more}"
+    given = {"micro": 2, "checkpoints": 2, "averaged": True, "log_every": 1, "name": "half"}
+    train("mlm", first, ranks, root=str(half), stop_at=PLAIN["steps"] // 2, **given)
+    shutil.copytree(half, end)
+    last = train("mlm", second, more, root=str(end), resume="must", **given)
+    assert last["global_step"] == PLAIN["steps"]
+    assert apart(whole["state_dict"], last["state_dict"]) < TOLERANCE
+    assert apart(whole["lmlab_average"]["averages"], last["lmlab_average"]["averages"]) < TOLERANCE
+    [run] = (end / "half").iterdir()
+    assert positions(run) == list(range(1, PLAIN["steps"] + 1)), "each step once, in one run's folder"
 
 
 def positions(folder: Path) -> list[int]:
