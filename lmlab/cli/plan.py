@@ -82,6 +82,7 @@ def main(argv: list[str]) -> int:
 
 
 def _report(options: argparse.Namespace, settings: Any) -> int:
+    import dataclasses
     import json
 
     from lmlab.planning.advice import advise
@@ -93,6 +94,8 @@ def _report(options: argparse.Namespace, settings: Any) -> int:
     prediction = predict(
         settings.objective, settings.data, settings.budget, cluster, precision=settings.precision, callbacks=settings.callbacks
     )
+    if options.devices is None:
+        prediction = dataclasses.replace(prediction, notes=(*settings.notes, *prediction.notes))
     advice = advise(prediction, strategy)
     if options.json:
         print(json.dumps(plain(prediction, advice), indent=2))

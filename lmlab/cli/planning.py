@@ -21,6 +21,8 @@ from lmlab.strategies import FSDP, ZeRO
 from lmlab.strategies.refusals import kind_of
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 
+UNCOUNTED = "trainer.devices leaves the number of devices to the machine of the run; this is a plan for one in each node: say --devices N"
+
 
 class Planned(NamedTuple):
     """What a plan is made of.
@@ -35,6 +37,7 @@ class Planned(NamedTuple):
         nodes: Of the Trainer.
         strategy: Of the Trainer; None where it is left to lmlab.
         replicas: Of that strategy, if it is HSDP.
+        notes: What the reader should know of these settings.
     """
 
     objective: Objective
@@ -46,6 +49,7 @@ class Planned(NamedTuple):
     nodes: int
     strategy: Strategy | None = None
     replicas: int | None = None
+    notes: tuple[str, ...] = ()
 
     def cluster(self, device: Device, devices: int | None, nodes: int | None, utilisation: float | None) -> Cluster:
         """What the run is to be spread over: as asked for, or as the Trainer's settings say.
@@ -115,6 +119,7 @@ def read_settings(admitted: Admitted, tokenizer: Literal["known", "trained"] = "
         nodes=int(trainer.get("num_nodes") or 1),
         strategy=planned_strategy(strategy),
         replicas=strategy.replicas if isinstance(strategy, FSDP) and strategy.replicas > 1 else None,
+        notes=(UNCOUNTED,) if devices in ("auto", -1, "-1") else (),
     )
 
 

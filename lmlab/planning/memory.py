@@ -164,7 +164,8 @@ def _ddp(held: Held, ranks: int) -> Bytes:
 def _fsdp(held: Held, ranks: int) -> Bytes:
     """Everything divided; a layer is gathered while it is at work, what is in no layer throughout.
 
-    On top come the next layer, which is gathered ahead, and the gradient of a layer before it is divided.
+    On top come the next layer, which is gathered ahead, and the gradient of a layer before it is divided: as it was computed, and in
+    the dtype of the weights, in which it is added up.
     """
     weights = held.network.weights
     sharded = Bytes(
@@ -175,12 +176,14 @@ def _fsdp(held: Held, ranks: int) -> Bytes:
     )
     if ranks == 1:
         return sharded
-    units: dict[str, int] = {}
+    gathered, added = dict.fromkeys((weight.unit for weight in weights), 0), 0
     for weight in weights:
-        units[weight.unit] = units.get(weight.unit, 0) + weight.numel * min(weight.itemsize, held.computes_in)
-    root = units.pop("", 0)
-    layers = sorted(units.values(), reverse=True)
-    return replace(sharded, transient=root + sum(layers[:2]) + max([root, *layers[:1]]))
+        gathered[weight.unit] += weight.numel * min(weight.itemsize, held.computes_in)
+    for unit in gathered:
+        trained = [weight for weight in held.trained if weight.unit == unit]
+        added = max(added, sum(weight.numel * (weight.itemsize + min(weight.itemsize, held.computes_in)) for weight in trained))
+    root = gathered.pop("", 0)
+    return replace(sharded, transient=root + sum(sorted(gathered.values(), reverse=True)[:2]) + added)
 
 
 def _zero(held: Held, ranks: int, stage: Literal[1, 2, 3]) -> Bytes:

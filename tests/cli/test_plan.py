@@ -110,6 +110,12 @@ def test_settings_of_the_trainer_are_heard(capsys: pytest.CaptureFixture[str]) -
     assert two["cluster"]["devices"] == 2
 
 
+def test_devices_that_nobody_has_counted_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan(capsys, "-c", CLM, "--trainer.devices=auto", "--device=h100")
+    assert found["cluster"]["devices"] == 1 and "say --devices N" in found["notes"][0]
+    assert not plan(capsys, "-c", CLM, "--trainer.devices=auto", "--device=h100", "--devices=4")["notes"]
+
+
 def test_a_peak_and_a_memory_make_any_device(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, "-c", CLM, "--flops", "100G", "--memory", "0.01", "--utilisation", "0.5")
     assert found["tokens_per_second"] == pytest.approx(0.5 * 100e9 / found["flops_per_token"])

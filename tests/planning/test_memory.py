@@ -49,12 +49,14 @@ def test_the_largest_part_is_that_of_torchs_chunks(rows: int) -> None:
     assert weight.share(1) == weight.numel
 
 
-def test_fsdp_gathers_the_root_and_two_layers_and_the_gradient_of_one() -> None:
+def test_fsdp_gathers_the_root_and_two_layers_and_exchanges_the_gradient_of_one() -> None:
     sizes = {"": 1000, "blocks.0": 400, "blocks.1": 400, "blocks.2": 300}
     weights = tuple(Weight(name=unit or "root", shape=(size,), itemsize=4, trainable=True, unit=unit) for unit, size in sizes.items())
     found = footprint("fsdp", Held(network=Network(weights=weights), states={}), 4, 4)
     assert found.weights == found.gradients == 4 * 2100 // 4
-    assert found.transient == 4 * (1000 + 400 + 400 + 1000)
+    assert found.transient == 4 * (1000 + 400 + 400 + 2 * 1000)
+    mixed = footprint("fsdp", Held(network=Network(weights=weights), states={}, computes_in=2), 4, 4)
+    assert mixed.transient == 2 * (1000 + 400 + 400 + 1000) + 4 * 1000, "gradients are added up in float32"
     assert footprint("fsdp", Held(network=Network(weights=weights), states={}), 1, 1).transient == 0
 
 
