@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import gc
-import json
 from argparse import ArgumentError
-from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 from jsonargparse.typing import register_type
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lmlab.budget import BudgetConfig
@@ -22,11 +20,12 @@ from lmlab.checkpoint import AtomicCheckpointIO, description_of, read_checkpoint
 from lmlab.cli.allowlist import Admitted
 from lmlab.cli.launching import LaunchConfig, ranks_to_start
 from lmlab.cli.parser import StrictParser, parser_kwargs
+from lmlab.cli.predictions import PredictionWriter, predictions_path
 from lmlab.cli.suggestions import COMMANDS, explain, where_written
 from lmlab.data.cleaning import CleaningConfig
 from lmlab.data.tokenizer import tokenizer_for
 from lmlab.errors import CheckpointError, ConfigError, LabError
-from lmlab.objectives.base import Objective, Prediction
+from lmlab.objectives.base import Objective
 from lmlab.run.find import find_checkpoint
 from lmlab.session import RunConfig, Session, open_session
 from lmlab.strategies import check_strategy
@@ -43,12 +42,11 @@ class LabCLI(LightningCLI):
 
     Args:
         admitted: The command line, looked at.
-        predictions: Where `predict` writes.
     """
 
-    def __init__(self, admitted: Admitted, predictions: Path | None = None) -> None:
+    def __init__(self, admitted: Admitted) -> None:
         """Parses and runs."""
-        self.admitted, self.predictions = admitted, predictions or Path("predictions.jsonl")
+        self.admitted = admitted
         self.session: Session | None = None
         self.measured: Path | None = None
         self._content: dict[str, Any] | None = None
@@ -178,9 +176,14 @@ class LabCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Writes predictions as they come; the file is there when all are."""
-        with atomic_file(self.predictions) as file:
-            self.trainer.callbacks.append(_PredictionWriter(file))  # type: ignore[attr-defined]
+        with atomic_file(self.predictions) if self.trainer.is_global_zero else nullcontext() as file:
+            self.trainer.callbacks.append(PredictionWriter(file))  # type: ignore[attr-defined]
             self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+    @property
+    def predictions(self) -> Path:
+        """Where `predict` writes."""
+        return predictions_path(self.measured)
 
     @property
     def _chosen(self) -> Any:
@@ -217,25 +220,6 @@ class LabCLI(LightningCLI):
 
     def _where(self, key: str) -> str | None:
         return where_written(key, self.admitted.configs, self.admitted.arguments)
-
-
-class _PredictionWriter(Callback):
-    """Writes one line of JSON per example."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Sequence[Prediction],
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        for prediction in outputs:
-            self.file.write((json.dumps(prediction._asdict(), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ALIASES = {"--resume": "--run.resume", "--name": "--run.name"}
 ONE_PROCESS = ("--trainer.strategy=auto", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.callbacks=null")
-"""How a run is measured whatever it was trained on: several ranks would drop examples that do not divide among them."""
+"""How a run is measured whatever it was trained on, unless something else is asked for; on several ranks the numbers are the same."""
 
 
 class Asked(NamedTuple):
@@ -82,9 +82,7 @@ def predict_main(argv: list[str]) -> int:
     """
     if _helped("predict", argv):
         return 0
-    asked = _asked(argv)
-    path = None if asked.run is None else asked.run.path / "predictions.jsonl"
-    code, cli = _run_asked("predict", asked, path)
+    code, cli = _run_asked("predict", _asked(argv))
     if cli is not None and cli.trainer.is_global_zero:
         print(cli.predictions)
     return code
@@ -153,14 +151,14 @@ def _asked(argv: Sequence[str]) -> Asked:
     return Asked(find_run(spec), find_checkpoint(spec, which), arguments)
 
 
-def _run_asked(command: str, asked: Asked, predictions: Path | None = None) -> tuple[int, LabCLI | None]:
+def _run_asked(command: str, asked: Asked) -> tuple[int, LabCLI | None]:
     if asked.run is None:
-        return _run(command, asked.rest, predictions)
+        return _run(command, asked.rest)
     settings = ["-c", str(asked.run.config_path), *ONE_PROCESS, "--ckpt_path", str(asked.checkpoint)]
-    return _run(command, [*settings, *asked.rest], predictions)
+    return _run(command, [*settings, *asked.rest])
 
 
-def _run(command: str, arguments: Sequence[str], predictions: Path | None = None) -> tuple[int, LabCLI | None]:
+def _run(command: str, arguments: Sequence[str]) -> tuple[int, LabCLI | None]:
     """Looks at the settings, then imports what they need and does it."""
     admitted = admit([command, *arguments])
     check_base(admitted.configs, admitted.arguments)
@@ -169,7 +167,7 @@ def _run(command: str, arguments: Sequence[str], predictions: Path | None = None
 
     quiet()
     try:
-        return 0, LabCLI(admitted, predictions)
+        return 0, LabCLI(admitted)
     except SystemExit as stop:  # --print_config, --help all, and a run that was asked to stop
         return (stop.code if isinstance(stop.code, int) else 0), None
 

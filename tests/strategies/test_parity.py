@@ -12,6 +12,7 @@ from lmlab.data.batch import Batch
 from lmlab.errors import LabError
 from lmlab.losses import Losses
 from lmlab.objectives.clm import CLM
+from lmlab.objectives.mlm import MLM
 from tests.runs import one_run
 from tests.strategies.conftest import Train, apart, moments, structure
 
@@ -116,6 +117,33 @@ def test_averages_and_another_optimizer(train: Train, setting: str, strategy: st
     assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE
     if setting == "averaged":
         assert apart(one["lmlab_average"]["averages"], two["lmlab_average"]["averages"]) < TOLERANCE
+
+
+class Frozen(MLM):
+    """Its embeddings and its first block rest, as in fine-tuning."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        for part in (self.backbone.embedding, self.backbone.stack.blocks[0]):
+            part.requires_grad_(False)
+
+
+def frozen(settings: Mapping[str, Any]) -> None:
+    one_run.OBJECTIVES["frozen"] = partial(Frozen, length=one_run.LENGTH)  # of this rank alone
+    one_run.main(dict(settings))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", *SHARING, "hsdp", "fsdp_tp", "zero3_offload"])
+def test_frozen_parameters(train: Train, strategy: str) -> None:
+    one = train("frozen", "auto", 1, micro=8, main=frozen, averaged=True)
+    two = train("frozen", strategy, 4 if strategy == "hsdp" else 2, main=frozen, averaged=True)
+    assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE and structure(one) == structure(two)
+    averages = one["lmlab_average"]["averages"]
+    assert apart(averages, two["lmlab_average"]["averages"]) < TOLERANCE
+    start = train("frozen", "auto", 1, micro=8, main=frozen, averaged=True, steps=1)["state_dict"]
+    rests = [name for name in start if name not in averages]
+    assert rests and all(two["state_dict"][name].equal(start[name]) for name in rests), "they stay as they are, to the bit"
 
 
 class Poisoned(CLM):
