@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -42,3 +43,11 @@ def forked(job: Callable[[], None], num_ranks: int = 2, exit_code: int = 0) -> N
             rank.kill()  # one that waits for another
             rank.join()
         del store  # a failed test is kept, with all it knew; the store's thread must not be there at the next fork
+
+
+def import_deepspeed() -> None:
+    """Imports what each rank would import again, seconds of it: DeepSpeed has torch's compiler imported, when an engine is made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it calls of torch is deprecated
+        import deepspeed.runtime.zero.muon.muon_optimizer
+        import deepspeed.utils  # noqa: F401

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lmlab.nn.seeding import reseed
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
@@ -44,7 +46,7 @@ def with_dropout(module: nn.Module, seed: int) -> Iterator[None]:
     module.train()
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(seed)
+            reseed(seed)
             yield
     finally:
         for part, was_training in modes:

@@ -17,6 +17,7 @@ from lmlab.data.batch import IGNORE_INDEX, Batch, Example, Feed
 from lmlab.data.loader import Window
 from lmlab.errors import ConfigError
 from lmlab.losses import Losses, Means, Tally
+from lmlab.nn.seeding import reseed
 from lmlab.objectives.passes import Outcome, Pass, Step
 from lmlab.optim import OptimizerConfig, ScheduleConfig, set_learning_rate
 from lmlab.ranks import data_rank, sum_over_data
@@ -214,7 +215,7 @@ class Objective(Recorded, LightningModule, ABC):
         would exchange them each time: for it, the passes are one loss.
         """
         window: Window = batch["window"]
-        torch.manual_seed(window.seed)
+        reseed(window.seed)
         if window.is_first:
             self._optimizer.zero_grad()
             self._window_counts = {name: self._sum_over_ranks(count.clone()) for name, count in window.counts.items()}

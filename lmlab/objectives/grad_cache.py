@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lmlab.data.batch import Batch
 from lmlab.data.order import hash64
 from lmlab.losses import Losses
+from lmlab.nn.seeding import reseed
 from lmlab.objectives.base import Objective
 from lmlab.objectives.passes import Outcome, Pass, Step
 
@@ -97,7 +98,7 @@ class VectorObjective(Objective):
         vectors = []
         with torch.no_grad():
             for chunk, seed in zip(chunks, seeds, strict=True):
-                torch.manual_seed(seed)
+                reseed(seed)
                 vectors.append(self(chunk, "vectors"))
         found: Cached = self({**batch, "vectors": torch.cat(vectors), "total": step.total}, "cached")
         first = 0
@@ -136,7 +137,7 @@ class VectorObjective(Objective):
 
     def _second(self, chunk: Batch, seed: int, step: Step, compared: Losses | None) -> Callable[[], Outcome]:
         def replay() -> Outcome:
-            torch.manual_seed(seed)
+            reseed(seed)
             surrogate, other = self(chunk, "replayed")
             loss = surrogate + step.total(other) if other.parts else surrogate
             if compared is None:

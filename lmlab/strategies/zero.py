@@ -28,6 +28,7 @@ from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError
 from lmlab.nn.block import Block
 from lmlab.nn.building import after_each_block
+from lmlab.nn.sharded import full_shape
 from lmlab.strategies.zero_building import bring_along, take_apart
 from lmlab.strategies.zero_kernels import torch_groups, with_kernels
 from lmlab.strategies.zero_order import GradientOrder
@@ -49,7 +50,7 @@ class ZeRO(DeepSpeedStrategy):
         stage: What is shared.
         offload: What is kept in the memory of the host: nothing, the optimizer's state, or (stage 3) parameters, too.
         persistence: Stage 3 keeps parameters of fewer elements together on all ranks.
-        bucket: Elements that are exchanged at once.
+        bucket: Elements that are exchanged at once; no more than the network has.
         kernels: Whose steps: `torch`, or `deepspeed` for its Adam on GPUs, and on CPUs or offloaded; it is compiled when first used.
         timeout: Seconds after which a rank that does not answer ends the job.
         process_group_backend: How ranks talk; None takes nccl on GPUs and gloo on CPUs.
@@ -159,9 +160,10 @@ class ZeRO(DeepSpeedStrategy):
         if self.stage == 3:
             bring_along(model, self.root_device, self.precision_plugin.precision)
         device = self.root_device.index if self.root_device.index is not None else self.local_rank
+        size = sum(full_shape(parameter).numel() for parameter in model.parameters())
         engine, sharing, _, _ = deepspeed.initialize(
             args=Namespace(device_rank=device),
-            config=config,
+            config=config | {"zero_optimization": _with_buckets_within(config["zero_optimization"], size)},
             model=model,
             model_parameters=trained,
             optimizer=optimizer,
@@ -234,6 +236,11 @@ class ZeRO(DeepSpeedStrategy):
             what, remedy = f"precision {trainer.precision} does not run on CPUs", "set trainer.precision: bf16-mixed, or 32-true"
             raise ConfigError(what, where="trainer.precision", remedy=remedy)
         super().setup(trainer)
+
+
+def _with_buckets_within(sharing: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """DeepSpeed allocates buckets whole, and anew in each backward pass, however few parameters there are to fill them."""
+    return {key: min(value, max(size, 1)) if key.endswith("bucket_size") else value for key, value in sharing.items()}
 
 
 def _plain(optimizer: Any) -> Any:

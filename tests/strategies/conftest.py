@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lmlab.checkpoint import read_checkpoint
-from tests.ranks import forked
+from tests.ranks import forked, import_deepspeed
 from tests.runs import one_run
 from tests.runs.conftest import Place, place  # noqa: F401  a fixture
 
@@ -26,8 +26,7 @@ Train = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="session")
 def train(place: Place) -> Train:  # noqa: F811
     """Trains on so many ranks, and gives the last checkpoint; the same run is not made twice."""
-    import deepspeed
-    import deepspeed.utils  # noqa: F401
+    import_deepspeed()
 
     done: dict[str, dict[str, Any]] = {}
 

@@ -25,7 +25,7 @@ from lmlab.objectives.base import Objective
 from lmlab.objectives.clm import CLM
 from lmlab.objectives.distillation import Distillation
 from lmlab.objectives.teachers import TeacherConfig
-from tests.ranks import forked
+from tests.ranks import forked, import_deepspeed
 from tests.runs import one_run, taught_run
 from tests.runs.conftest import Place
 from tests.strategies.conftest import PLAIN
@@ -118,8 +118,7 @@ Begin = Callable[..., tuple[dict[str, Tensor], dict[str, int]]]
 
 @pytest.fixture(scope="session")
 def started(place: Place) -> Begin:
-    import deepspeed
-    import deepspeed.utils  # noqa: F401
+    import_deepspeed()
 
     done: dict[str, tuple[dict[str, Tensor], dict[str, int]]] = {}
 

@@ -8,6 +8,7 @@ from lmlab.errors import ConfigError
 from lmlab.objectives.clm import CLM
 from lmlab.optim import OptimizerConfig
 from lmlab.strategies import ZeRO, check_strategy
+from lmlab.strategies.zero import _with_buckets_within
 from tests.objectives.toy import tokenizer
 from tests.runs.conftest import Place
 from tests.strategies.conftest import PLAIN, Train, apart, last, moments, structure
@@ -65,3 +66,16 @@ def test_what_has_no_kernel_is_refused_before_anything_begins(monkeypatch: pytes
     with pytest.raises(ConfigError, match="cannot be compiled here") as caught:
         check_strategy(CLM(tokenizer(), optimizer=OptimizerConfig(name="adamw")), {"strategy": strategy})
     assert "ninja" in str(caught.value.why)
+
+
+def test_buckets_are_no_larger_than_the_network() -> None:
+    config = ZeRO(stage=3, bucket=1000).config
+    assert isinstance(config, dict)
+    sharing = config["zero_optimization"]
+    assert _with_buckets_within(sharing, 10**9) == sharing
+    small = _with_buckets_within(sharing, 10)
+    assert {key: value for key, value in small.items() if sharing[key] != value} == {
+        "reduce_bucket_size": 10,
+        "stage3_prefetch_bucket_size": 10,
+    }
+    assert _with_buckets_within(sharing, 0)["reduce_bucket_size"] == 1, "an empty network"
