@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +12,22 @@ from typing import Any, Literal
 
 import yaml
 from filelock import BaseFileLock
-from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from lmlab.budget import BudgetConfig
 from lmlab.cache import write_atomic
 from lmlab.checkpoint import newest_whole, outline
-from lmlab.checkpoint.places import set_aside
+from lmlab.checkpoint.places import set_aside, sweep
 from lmlab.config import check_choices, fingerprint, leaves, require
 from lmlab.errors import CheckpointError, ConfigError, LabError
 from lmlab.run.directory import RunDirectory, create_run
 from lmlab.run.environment import git_state, write_environment
 from lmlab.run.find import find_run, unfinished
+from lmlab.run.job import Choice, forget_run, run_before_restart, tell_ranks, told_by_rank_zero
 from lmlab.run.record import Record, now
 from lmlab.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-RUN_VARIABLE = "LMLAB_RUN_FOLDER"  # tells the ranks a launcher starts which folder rank 0 has made
 RELEASE_SECONDS = 30.0  # loader workers look every five seconds whether their parent lives
 _num_opened = 0  # runs that this process has opened: the ranks of a script open the same ones in the same order
 
@@ -87,7 +85,7 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Lets go, so that the next run of this process may go on with it; what failed before training began is noted."""
-        os.environ.pop(RUN_VARIABLE, None)
+        forget_run()
         if self.claim is None:
             return
         if isinstance(error, Exception) and (record := Record.load(self.run.record_path)).status == "running":
@@ -112,11 +110,10 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
     global _num_opened
     _num_opened += 1
     config_hash = hash_of(settings, tokenizer)
-    folder = os.environ.get(RUN_VARIABLE) or _told_by_rank_zero()
-    if folder:
-        run = RunDirectory(Path(folder))
-        return Session(run, Record.load(run.record_path), *_newest(run, is_verified=True))
-    restarted = _run_before_restart()
+    chosen = told_by_rank_zero(_num_opened)
+    if chosen is not None:
+        return Session(chosen.run, Record.load(chosen.run.record_path), chosen.checkpoint, chosen.step)
+    restarted = run_before_restart(_num_opened)
     if restarted is not None:
         return _go_on(restarted, _claim_from_the_dead(restarted))
     run = _run_to_resume(config, config_hash, settings)
@@ -139,7 +136,7 @@ def open_session(config: RunConfig, seed: int, settings: dict[str, Any], budget:
     write_atomic(run.config_path, yaml.safe_dump(written, sort_keys=False, allow_unicode=True).encode("utf-8", "backslashreplace"))
     write_environment(run.environment_path)
     record.save(run.record_path)
-    _tell_ranks(run)
+    tell_ranks(Choice(run), _num_opened)
     return Session(run, record, claim=claim)
 
 
@@ -157,39 +154,38 @@ def _claim_from_the_dead(run: RunDirectory) -> BaseFileLock:
 
 def _go_on(run: RunDirectory, claim: BaseFileLock, must_have_checkpoint: bool = False) -> Session:
     """Takes a run up at its newest whole checkpoint; what lies beyond it is put aside, for it is about to be done again."""
-    checkpoint, reached = _newest(run)
-    if checkpoint is None and must_have_checkpoint:
+    try:
+        sweep(run.checkpoints)
+        checkpoint, reached = _newest(run)
+        if checkpoint is None and (must_have_checkpoint or any(run.checkpoints.glob("*.ckpt"))):
+            raise CheckpointError(
+                f"the run {run.path.name} has no whole checkpoint to go on from",
+                where=str(run.checkpoints),
+                remedy="start anew: --resume never; nothing here was changed",
+            )
+    except CheckpointError:
         claim.release()
-        raise CheckpointError(
-            f"the run {run.path.name} has no whole checkpoint to go on from", where=str(run.checkpoints), remedy="start anew"
-        )
+        raise
     for step, path in run.steps().items():
-        if step > reached or checkpoint is None:
+        if step > reached or (step == reached and path != checkpoint):
             set_aside(path)
     if checkpoint is None:
-        if run.best_path.exists():
-            set_aside(run.best_path)
         run.metrics_path.unlink(missing_ok=True)
         run.samples_path.unlink(missing_ok=True)
     log.info("going on with %s from %s", run.path, checkpoint.name if checkpoint else "its beginning")
-    _tell_ranks(run)
+    tell_ranks(Choice(run, checkpoint, reached), _num_opened)
     record = dataclasses.replace(Record.load(run.record_path), error="")  # of the attempt before
     return Session(run, record, checkpoint, reached, claim)
 
 
-def _newest(run: RunDirectory, is_verified: bool = False) -> tuple[Path | None, int]:
-    """The newest whole checkpoint and its step; the best, which is kept for longer, if no other is whole.
-
-    Args:
-        run: To look into.
-        is_verified: Whether rank 0 has looked already, and put aside what is broken, so that other ranks need not read it all.
-    """
+def _newest(run: RunDirectory) -> tuple[Path | None, int]:
+    """The newest whole checkpoint and its step; the best, which is kept for longer, if no other is whole."""
     steps = {path: step for step, path in reversed(run.steps().items())}
-    best = [run.best_path] if run.best_path.exists() else []
-    path = next(iter([*steps, *best]), None) if is_verified else newest_whole(steps) or newest_whole(best)
-    if path is None:
-        return None, 0
-    return path, steps[path] if path in steps else int(outline(path)["global_step"])
+    path = newest_whole(steps)
+    if path is not None:
+        return path, steps[path]
+    best = newest_whole(p for p in (run.best_path,) if p.exists())
+    return (best, int(outline(best)["global_step"])) if best else (None, 0)
 
 
 def hashed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -216,74 +212,6 @@ def hash_of(settings: dict[str, Any], tokenizer: Tokenizer) -> str:
     config = settings.get("tokenizer")
     is_read = config is None or config.get("path")
     return fingerprint({**hashed(settings), "tokenizer": tokenizer.fingerprint if is_read else config})
-
-
-def run_of_job(address: str, port: int) -> RunDirectory | None:
-    """The run that the ranks of an elastic launcher work on, if rank 0 has told; the last one, if they had several.
-
-    Args:
-        address: Host of the launcher's store.
-        port: Its port.
-    """
-    store, found = _job_store(address, port), None
-    number = 1
-    while store.check([f"run/{number}"]):
-        found = RunDirectory(Path(store.get(f"run/{number}").decode()))
-        number += 1
-    return found
-
-
-def _job_store(address: str, port: int) -> Store:
-    return PrefixStore("lmlab", TCPStore(address, port, is_master=False))
-
-
-def _elastic_store() -> Store | None:
-    """The key-value store of torch's elastic launcher, if it started this process; it lives on when ranks are started again."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    return _job_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-
-
-def _tell_ranks(run: RunDirectory) -> None:
-    """Makes the folder known to ranks that this process starts, and to those that the elastic launcher started beside it."""
-    os.environ[RUN_VARIABLE] = str(run.path)
-    store = _elastic_store()
-    if store is not None:
-        for key in (f"run/{_num_opened}", _now_key()):
-            store.set(key, str(run.path.resolve()))
-
-
-def _told_by_rank_zero() -> str | None:
-    """Waits for rank 0's folder; None on rank 0 and outside the elastic launcher."""
-    store = _elastic_store() if os.environ.get("RANK", "0") != "0" else None
-    return None if store is None else store.get(_now_key()).decode()
-
-
-def _now_key() -> str:
-    """Where rank 0 writes its word to the ranks that were started along with it."""
-    return f"run/{_num_opened}/attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-
-
-def _run_before_restart() -> RunDirectory | None:
-    """The run that rank 0 had told of before the elastic launcher started all ranks again; the same one then goes on."""
-    store = _elastic_store()
-    if store is None or not store.check([f"run/{_num_opened}"]):
-        return None
-    if _num_opened == 1:
-        _forget_addresses(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    return RunDirectory(Path(store.get(f"run/{_num_opened}").decode()))
-
-
-def _forget_addresses(address: str, port: int) -> None:
-    """Removes the addresses of dead ranks from the launcher's store; the others look there only after rank 0 has told them of the run.
-
-    torch 2.13 keeps one store for all attempts and writes to it under the same names, so that ranks would call dead ones
-    ("Gloo connectFullMesh failed").
-    """
-    store = TCPStore(address, port, is_master=False)
-    for key in store.list_keys():
-        if key.startswith("default_pg/"):
-            store.delete_key(key)
 
 
 def _run_to_resume(config: RunConfig, config_hash: str, settings: dict[str, Any]) -> RunDirectory | None:

@@ -27,8 +27,8 @@ from lmlab.cli.ranks import PARENT, read_word
 from lmlab.cli.verdict import SAVED, Ending, error_of, first_cause
 from lmlab.errors import CheckpointError, LabError
 from lmlab.run.directory import RunDirectory
+from lmlab.run.job import run_of_job
 from lmlab.run.record import Record, now
-from lmlab.session import run_of_job
 
 HOST = "localhost"
 LOOK_SECONDS = 0.1  # between two looks at the ranks

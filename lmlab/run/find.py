@@ -92,10 +92,9 @@ def find_checkpoint(spec: str | Path | RunDirectory, which: str | None = None, r
     if which is not None and not re.fullmatch(r"best|last|step=\d+", which):
         raise CheckpointError(f"'{which}' is not a checkpoint", where="--checkpoint", remedy="say best, last or step=N")
     steps = run.steps()
-    best, last = run.best_path, run.checkpoints / "last.ckpt"
-    newest = last if last.exists() else next(reversed(steps.values()), None)
-    if which in (None, "best") and best.exists():
-        return best
+    newest = next(reversed(steps.values()), None)
+    if which in (None, "best") and run.best_path.exists():
+        return run.best_path
     if which in (None, "last") and newest is not None:
         return newest
     if which is not None and which.startswith("step=") and int(which[5:]) in steps:
@@ -121,7 +120,8 @@ def unfinished(name: str, config_hash: str, root: Path | str | None = None) -> R
         except CheckpointError:
             continue
         same = record.config_hash == config_hash and record.status != "finished"
-        if same and any(run.checkpoints.glob("*.ckpt")) and not run.is_claimed():
+        has_some = any(run.checkpoints.glob("*.ckpt")) or any(run.checkpoints.glob(".*.old"))  # see lmlab.checkpoint.places
+        if same and has_some and not run.is_claimed():
             return run
     return None
 

@@ -123,16 +123,16 @@ def test_what_is_not_there_is_answered_with_the_nearest(tmp_path: Path) -> None:
         find_run(tmp_path / "gone.ckpt", tmp_path)
 
 
-def test_best_then_last_then_the_newest_step(tmp_path: Path) -> None:
+def test_best_then_the_newest_step(tmp_path: Path) -> None:
     run = make(tmp_path, "x", checkpoints=("step=9", "step=10"))
     assert find_checkpoint("x", root=tmp_path).name == "step=10.ckpt"  # by number, not by spelling
-    (run.checkpoints / "last.ckpt").touch()
-    assert find_checkpoint(run).name == "last.ckpt"
+    (run.checkpoints / "last.ckpt").touch()  # nobody writes that
+    assert find_checkpoint(run, "last").name == "step=10.ckpt"
     (run.checkpoints / "best.ckpt").touch()
     assert find_checkpoint(run.path, root=tmp_path).name == "best.ckpt"
     assert find_checkpoint(run, "step=9") == run.checkpoints / "step=9.ckpt"
     assert find_checkpoint(run.checkpoints / "step=9.ckpt") == run.checkpoints / "step=9.ckpt"
-    assert find_checkpoint(run.checkpoints / "step=9.ckpt", "last") == run.checkpoints / "last.ckpt"
+    assert find_checkpoint(run.checkpoints / "step=9.ckpt", "last") == run.checkpoints / "step=10.ckpt"
     assert list(run.steps()) == [9, 10]
 
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import lmlab
 from lmlab.backbones import BackboneConfig
 from lmlab.budget import BudgetConfig
-from lmlab.callbacks import WeightAveraging
+from lmlab.callbacks import WeightAveraging, checkpoints
 from lmlab.checkpoint import read_checkpoint
 from lmlab.data.module import CorpusModule
 from lmlab.errors import CheckpointError, ConfigError
@@ -144,15 +144,53 @@ def test_the_best_is_what_remains(fitter: Fitter) -> None:
     assert list(read_metrics(run.metrics_path).series("train/loss").x) == [1, 2, 3, 4, 5, 6]
 
 
-def test_without_any_whole_checkpoint_a_run_begins_again_in_place(fitter: Fitter) -> None:
+@pytest.mark.parametrize("resume", ["must", "auto"])
+def test_without_any_whole_checkpoint_nothing_is_lost(fitter: Fitter, resume: str) -> None:
     run = stopped(fitter, 4)
     for path in run.checkpoints.glob("*.ckpt"):
         cut(path)
+    before = {path: path.read_bytes() for path in run.path.rglob("*.*") if path.is_file() and path.suffix != ".html"}
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        fitter(resume="must")
-    assert fitter(resume="auto").path == run.path
+        fitter(resume=resume)
+    assert {path: path.read_bytes() for path in before} == before and not run.is_claimed()
+
+
+@pytest.mark.parametrize("before", ["none", "earlier"])
+def test_the_best_is_not_lost_by_a_kill_before_it_is_called_so(fitter: Fitter, monkeypatch: pytest.MonkeyPatch, before: str) -> None:
+    first = None if before == "none" else stopped(fitter, 3, validations=6, steps=12, lr=1e-2)
+
+    def dies(*_: Path) -> None:
+        raise RuntimeError("stopped by the test")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped by the test"):
+        patch.setattr(checkpoints, "link", dies)
+        fitter(resume="auto", validations=6, steps=12, lr=1e-2)
+    [run] = fitter.runs()
+    saved = max(run.steps())
+    assert (first is None) != run.best_path.exists()
+    with pytest.raises(RuntimeError):
+        fitter(resume="must", validations=6, steps=12, lr=1e-2, callbacks=(Stop(saved + 1),))
+    assert read_checkpoint(run.best_path)["global_step"] == saved
+
+
+def test_a_signal_after_a_save_does_not_save_again(fitter: Fitter, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = list[int]()
+    real = Trainer.save_checkpoint
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda self, *given: (steps.append(self.global_step), real(self, *given)))
+    with pytest.raises(SystemExit):
+        fitter(callbacks=(Stop(2, signal.SIGTERM),), validations=1)
+    assert steps == [1, 2]
+
+
+def test_a_folder_that_a_killed_writer_had_put_aside_is_found(fitter: Fitter) -> None:
+    run = stopped(fitter, 4)
+    newest = run.steps()[3]
+    for path in run.checkpoints.glob("*.ckpt"):
+        if path != newest:
+            path.unlink()
+    newest.rename(newest.with_name(f".{newest.name}.123.old"))
+    assert fitter(resume="must").path == run.path
     assert list(read_metrics(run.metrics_path).series("train/loss").x) == [1, 2, 3, 4, 5, 6]
-    assert Record.load(run.record_path).spent["steps"] == 6
 
 
 @pytest.mark.parametrize("after", [0, 3])
