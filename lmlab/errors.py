@@ -39,6 +39,10 @@ class CheckpointError(LabError):
     """A checkpoint that is missing, broken, or does not fit."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that is not what was written: the one before it may be whole."""
+
+
 class BudgetError(LabError):
     """A budget that cannot be spent, or that a schedule cannot follow."""
 

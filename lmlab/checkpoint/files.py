@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lmlab.checkpoint.places import put_in_place, temporary_for
-from lmlab.errors import CheckpointError
+from lmlab.checkpoint.seal import Summing, seal, what_is_damaged
+from lmlab.errors import CheckpointError, DamagedError
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -29,8 +28,10 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     temporary = temporary_for(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(content, file)
+        with temporary.open("w+b") as file:
+            summing = Summing(file)
+            torch.save(content, summing)  # type: ignore[arg-type]  # it asks for no more of a file
+            seal(summing)
             file.flush()
             os.fsync(file.fileno())
         put_in_place(temporary, path)
@@ -45,25 +46,24 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def verify_file(path: Path) -> None:
-    """Reads a checkpoint through and compares every checksum in it; torch itself does not look at them.
+    """Reads a checkpoint through and compares its checksum; torch itself does not look at any.
 
     Args:
         path: The file.
 
     Raises:
-        CheckpointError: If it is missing, truncated, or a byte in it has changed.
+        DamagedError: If it is missing, truncated, or a bit in it has changed.
+        CheckpointError: If it cannot be read.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"there is no checkpoint {path.name}", where=str(path), remedy="`lmlab runs` lists the runs and what they hold"
-        )
+        raise DamagedError(f"there is no checkpoint {path.name}", where=str(path), remedy="`lmlab runs` lists the runs and what they hold")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
-        raise broken(path, "it is not a whole archive: truncated, or another kind of file") from error
-    if damaged is not None:
-        raise broken(path, f"the checksum of '{damaged}' in it is wrong")
+        with path.open("rb") as file:
+            damage = what_is_damaged(file)
+    except OSError as error:
+        raise not_read(path, error) from error
+    if damage is not None:
+        raise broken(path, damage)
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -73,7 +73,8 @@ def read_file(path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        CheckpointError: If it is missing or broken, or holds anything but tensors and plain values.
+        DamagedError: If it is missing or broken.
+        CheckpointError: If it holds anything but tensors and plain values, or cannot be read.
     """
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         raise CheckpointError(
@@ -84,7 +85,9 @@ def read_file(path: Path) -> dict[str, Any]:
     verify_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise not_read(path, error) from error
+    except Exception as error:  # of a file that others made: unpickling raises whatever its bytes lead to
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path.name} cannot be loaded safely", where=str(path), why=why, remedy="load only checkpoints that lmlab wrote"
@@ -110,13 +113,22 @@ def not_written(path: Path, why: str, is_full: bool) -> CheckpointError:
     )
 
 
-def broken(path: Path, why: str) -> CheckpointError:
+def not_read(path: Path, error: OSError) -> CheckpointError:
+    """What to raise when a checkpoint cannot be read now; it may be whole.
+
+    Args:
+        path: Its name.
+        error: What the system says.
+    """
+    remedy = "look whether its file system is there, and try again"
+    return CheckpointError(f"the checkpoint {path.name} cannot be read", where=str(path), why=str(error), remedy=remedy)
+
+
+def broken(path: Path, why: str) -> DamagedError:
     """What to raise when a checkpoint is not whole.
 
     Args:
         path: Its name.
         why: What is wrong in it.
     """
-    return CheckpointError(
-        f"the checkpoint {path.name} is broken", where=str(path), why=why, remedy="use an earlier one: --checkpoint step=N"
-    )
+    return DamagedError(f"the checkpoint {path.name} is broken", where=str(path), why=why, remedy="use an earlier one: --checkpoint step=N")

@@ -11,23 +11,21 @@ A tensor's key is its way in the ordinary checkpoint: `state_dict/NAME`, `optimi
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lmlab.checkpoint.files import broken, read_file, write_checkpoint
+from lmlab.checkpoint.files import broken, not_read, read_file, write_checkpoint
+from lmlab.checkpoint.parts import Kind, dtype_of, find_parts
 from lmlab.checkpoint.tree import join
-from lmlab.errors import CheckpointError
+from lmlab.errors import CheckpointError, DamagedError
 
 CONTENT = "content.pt"
 SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
-OFFSETS = "DCP_SHARDING_INFO"  # where torch.distributed.checkpoint writes down, in each file, where a part begins
 FORMAT = 1
 CHUNK = 1 << 22
 
@@ -42,18 +40,6 @@ class FileSum(NamedTuple):
 
     size: int
     crc32: int
-
-
-class Kind(NamedTuple):
-    """What a whole tensor is.
-
-    Args:
-        shape: Of all parts together.
-        dtype: Name in torch, such as `bfloat16`.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class Rest(NamedTuple):
@@ -101,12 +87,13 @@ def read_rest(folder: Path) -> Rest:
         folder: The checkpoint.
 
     Raises:
-        CheckpointError: If it is not a folder that lmlab wrote, or a file is missing, strange or of another size.
+        DamagedError: If it is not a folder that lmlab wrote, or a file is missing, strange or of another size.
+        CheckpointError: If it cannot be read, or was written by a newer lmlab.
     """
     if not (folder / CONTENT).is_file():
         why = f"it has no {CONTENT}"
         remedy = "lmlab checkpoint consolidate takes weights out of folders of torch's and DeepSpeed's; else name a checkpoint of a run"
-        raise CheckpointError(f"the folder {folder.name} is no checkpoint of lmlab's", where=str(folder), why=why, remedy=remedy)
+        raise DamagedError(f"the folder {folder.name} is no checkpoint of lmlab's", where=str(folder), why=why, remedy=remedy)
     written = read_file(folder / CONTENT)
     number = written.get("lmlab_folder")
     if isinstance(number, int) and number > FORMAT:
@@ -114,12 +101,14 @@ def read_rest(folder: Path) -> Rest:
         raise CheckpointError(f"{folder.name} was written by a newer lmlab", where=str(folder), why=why, remedy="update lmlab")
     try:
         rest = Rest(
-            written["content"],
-            {name: FileSum(*value) for name, value in written["files"].items()},
-            {key: Kind(tuple(shape), dtype) for key, (shape, dtype) in written["tensors"].items()},
+            dict(written["content"]),
+            {str(name): FileSum(*map(int, value)) for name, value in written["files"].items()},
+            {str(key): Kind(tuple(map(int, shape)), str(dtype)) for key, (shape, dtype) in written["tensors"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise broken(folder, f"{CONTENT} does not say which shards there are") from error
+    if number != FORMAT:
+        raise broken(folder, f"{CONTENT} is not of a folder")
     for name, expected in rest.files.items():
         if not SHARD_NAME.fullmatch(name):
             raise broken(folder, f"'{name}' is not the name of a shard")
@@ -143,13 +132,14 @@ def check_sums(folder: Path, rest: Rest, part: int = 0, parts: int = 1) -> None:
         parts: How many ranks share it.
 
     Raises:
-        CheckpointError: If a byte has changed.
+        DamagedError: If a byte has changed.
+        CheckpointError: If one cannot be read.
     """
     for name in sorted(rest.files)[part::parts]:
         try:
             found = sum_of(folder / name)
         except OSError as error:
-            raise broken(folder, f"{name} cannot be read: {error}") from error
+            raise not_read(folder / name, error) from error
         if found != rest.files[name]:
             raise broken(folder, f"the checksum of {name} is wrong")
 
@@ -161,7 +151,8 @@ def verify_folder(folder: Path) -> None:
         folder: The checkpoint.
 
     Raises:
-        CheckpointError: If a file is missing, of another size, strange, or a byte in one has changed.
+        DamagedError: If a file is missing, of another size, strange, or a byte in one has changed.
+        CheckpointError: If it cannot be read, or was written by a newer lmlab.
     """
     check_sums(folder, read_rest(folder))
 
@@ -173,51 +164,26 @@ def read_folder(folder: Path) -> dict[str, Any]:
         folder: The checkpoint.
 
     Raises:
-        CheckpointError: If it is broken.
+        DamagedError: If it is broken.
+        CheckpointError: If it cannot be read, or was written by a newer lmlab.
     """
     rest = read_rest(folder)
     check_sums(folder, rest)
     try:
         return join(rest.content, _whole_tensors(folder, rest))
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OSError) as error:
+    except OSError as error:
+        raise not_read(folder, error) from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise broken(folder, f"its parts do not fit together: {error}") from error
 
 
-def dtype_of(kind: Kind) -> torch.dtype:
-    """The type of a tensor's numbers.
-
-    Args:
-        kind: From a file, so that its name may be anything.
-
-    Raises:
-        ValueError: If torch has no such type.
-    """
-    dtype = getattr(torch, kind.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"'{kind.dtype}' is not a type of numbers")
-    return dtype
-
-
 def _whole_tensors(folder: Path, rest: Rest) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     whole = {key: torch.empty(kind.shape, dtype=dtype_of(kind)) for key, kind in rest.tensors.items()}
-    filled: Counter[str] = Counter()
+    parts = find_parts(folder, list(rest.files), rest.tensors)
     for name in rest.files:
-        try:
-            with safe_open(folder / name, framework="pt") as file:
-                offsets = json.loads(file.metadata()[OFFSETS])
-                for key in file.keys():  # noqa: SIM118  it is not a dict
-                    part = file.get_tensor(key)
-                    begins = offsets[key]["saved_offsets"]
-                    inside = whole[key][tuple(slice(begin, begin + size) for begin, size in zip(begins, part.shape, strict=True))]
-                    if inside.shape != part.shape or part.dtype != whole[key].dtype:
-                        raise ValueError(f"{key} in {name} is of another kind")
-                    inside.copy_(part)
-                    filled[key] += part.numel()
-        except SafetensorError as error:
-            raise ValueError(f"{name}: {error}") from error
-    lacking = [key for key, tensor in whole.items() if filled[key] != tensor.numel()]
-    if lacking:
-        raise ValueError(f"{filled[lacking[0]]} of {whole[lacking[0]].numel()} numbers of {lacking[0]} are there")
+        with safe_open(folder / name, framework="pt") as file:
+            for key, part in ((key, part) for key, of_key in parts.items() for part in of_key if part.file == name):
+                whole[key][part.place].copy_(file.get_tensor(key))
     return whole

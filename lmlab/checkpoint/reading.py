@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from lmlab.checkpoint.files import read_file, verify_file
+from lmlab.checkpoint.files import broken, not_read, read_file, verify_file
 from lmlab.checkpoint.folder import CONTENT, read_folder, verify_folder
-from lmlab.errors import CheckpointError
+from lmlab.errors import DamagedError
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ def verify(path: Path) -> None:
         path: The file or folder.
 
     Raises:
-        CheckpointError: If it is missing, truncated, or a byte in it has changed.
+        DamagedError: If it is missing, truncated, or a bit in it has changed.
+        CheckpointError: If it cannot be read, or was written by a newer lmlab.
     """
     (verify_folder if path.is_dir() else verify_file)(path)
 
@@ -47,11 +48,19 @@ def outline(path: Path) -> dict[str, Any]:
         path: The file or folder.
 
     Raises:
-        OSError, RuntimeError, UnpicklingError, KeyError: If it cannot be read.
+        CheckpointError: If it is missing, broken or cannot be read.
     """
     file = path / CONTENT if path.is_dir() else path
-    content = torch.load(file, map_location="meta", mmap=True, weights_only=True)
-    return content["content"] if path.is_dir() else content
+    try:
+        content = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+        content = content["content"] if path.is_dir() else content
+    except OSError as error:
+        raise not_read(path, error) from error
+    except Exception as error:  # unpickling raises whatever the bytes lead to
+        raise broken(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
+    if not isinstance(content, dict):
+        raise broken(path, "it does not hold a checkpoint")
+    return content
 
 
 def newest_whole(paths: Iterable[Path]) -> Path | None:
@@ -61,12 +70,15 @@ def newest_whole(paths: Iterable[Path]) -> Path | None:
         paths: Candidates, newest first.
 
     Returns:
-        None if none is whole.
+        None if all are damaged.
+
+    Raises:
+        CheckpointError: If one cannot be read now, or not by this lmlab: it may be whole, and nobody is to go on from an older one.
     """
     for path in paths:
         try:
             verify(path)
-        except CheckpointError as error:
+        except DamagedError as error:
             log.warning("%s\n  going back to the checkpoint before it", error)
         else:
             return path

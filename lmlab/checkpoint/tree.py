@@ -38,20 +38,24 @@ def cut(content: Any, is_big: Callable[[Any], bool], place: tuple[str, ...] = ()
 
 
 def join(rest: Any, tensors: Mapping[str, Any]) -> Any:
-    """Puts tensors back in their places; what is marked and not given is left out of the dict it was in.
+    """Puts tensors back in their places.
 
     Args:
         rest: From `cut`, read back.
-        tensors: By key.
+        tensors: By key; None for one whose place is to be left out of the dict it was in.
+
+    Raises:
+        KeyError: If a tensor is marked and not given.
     """
     if isinstance(rest, dict):
-        if rest.keys() == {MARK}:
+        if _is_mark(rest):
             return tensors[rest[MARK]]
-        return {key: join(value, tensors) for key, value in rest.items() if _is_given(value, tensors)}
+        left = {key for key, value in rest.items() if _is_mark(value) and tensors[value[MARK]] is None}
+        return {key: join(value, tensors) for key, value in rest.items() if key not in left}
     if isinstance(rest, list):
         return [join(value, tensors) for value in rest]
     return tuple(join(value, tensors) for value in rest) if type(rest) is tuple else rest
 
 
-def _is_given(value: Any, tensors: Mapping[str, Any]) -> bool:
-    return not (isinstance(value, dict) and value.keys() == {MARK} and value[MARK] not in tensors)
+def _is_mark(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {MARK}

@@ -59,12 +59,9 @@ def _described(config: TeacherConfig, tokenizer: Tokenizer, where: str) -> Objec
     try:
         path = find_checkpoint(config.run, config.checkpoint)
         content = outline(path)  # sizes only: no weight is read
-    except (CheckpointError, RuntimeError, OSError) as error:
-        why = error.why if isinstance(error, CheckpointError) else str(error).split("\n")[0]
-        what = error.what if isinstance(error, CheckpointError) else f"the checkpoint of '{config.run}' cannot be read"
-        raise CheckpointError(
-            what, where=f"{where}.run = {config.run}", why=why, remedy="train the teacher first, or name another"
-        ) from error
+    except CheckpointError as error:
+        remedy = "train the teacher first, or name another"
+        raise CheckpointError(error.what, where=f"{where}.run = {config.run}", why=error.why, remedy=remedy) from error
     found = rebuild(description_of(content, path)["objective"])
     if not isinstance(found, Objective):
         raise ConfigError(f"the run '{config.run}' cannot teach", where=f"{where}.run", why="it is no objective", remedy="name another")

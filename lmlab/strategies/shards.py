@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lmlab.checkpoint.files import broken, not_written
-from lmlab.checkpoint.folder import FileSum, Kind, Rest, check_sums, dtype_of, read_rest, sum_of, write_rest
+from lmlab.checkpoint.folder import FileSum, Rest, check_sums, read_rest, sum_of, write_rest
 from lmlab.checkpoint.optimizer_names import group_names, names_by_number
+from lmlab.checkpoint.parts import Kind, dtype_of, find_parts
 from lmlab.checkpoint.places import put_in_place, remove, sync_folder, temporary_for
 from lmlab.checkpoint.tree import MARK, cut, join
 from lmlab.errors import CheckpointError, LabError
@@ -83,14 +84,16 @@ def read_shards(path: Path, module: LightningModule, optimizers: list[Optimizer]
     agree = partial(_agree, otherwise=lambda error: broken(path, f"its parts do not fit together: {_reason(error)}"))
     rest: Rest = agree(lambda: read_rest(path))
     agree(lambda: check_sums(path, rest, rank, size))
-    targets: dict[str, Tensor] = agree(lambda: dict(_targets(rest, path, module, optimizers)))
-    agree(lambda: load(targets, storage_reader=HuggingFaceStorageReader(str(path))))
+    agree(lambda: find_parts(path, list(rest.files), rest.tensors) if rank == 0 else None)
+    targets: dict[str, Tensor | None] = agree(lambda: dict(_targets(rest, path, module, optimizers)))
+    wanted = {key: tensor for key, tensor in targets.items() if tensor is not None}
+    agree(lambda: load(wanted, storage_reader=HuggingFaceStorageReader(str(path))))
     content = {key: value for key, value in rest.content.items() if key != "optimizer_states" or optimizers}
-    return join(content, targets)
+    return agree(lambda: join(content, targets))
 
 
-def _targets(rest: Rest, path: Path, module: LightningModule, optimizers: list[Optimizer]) -> Iterator[tuple[str, Tensor]]:
-    """Room for this rank's part of each tensor, by key."""
+def _targets(rest: Rest, path: Path, module: LightningModule, optimizers: list[Optimizer]) -> Iterator[tuple[str, Tensor | None]]:
+    """Room for this rank's part of each tensor, by key; None for those that the model has no use for."""
     parameters = module.state_dict()
     owners = _owners(rest, module, optimizers)
     for key, kind in rest.tensors.items():
@@ -100,6 +103,7 @@ def _targets(rest: Rest, path: Path, module: LightningModule, optimizers: list[O
         parameter = parameters.get(owners.get(key, name.removeprefix("averages/")))
         if parameter is None:
             if kept == "state_dict" and not module.strict_loading:
+                yield key, None
                 continue
             raise _unfit(path, f"there is no '{name}' in the model")
         if tuple(parameter.shape) != kind.shape:
@@ -178,7 +182,7 @@ def _agree(work: Callable[[], T], otherwise: Callable[[BaseException], Checkpoin
         result = work()
     except LabError as error:
         failure = error
-    except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
+    except (CheckpointException, Exception) as error:  # the former is none of the latter
         failure = otherwise(error)
     failures: list[LabError | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(failures, failure)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lmlab.checkpoint import newest_whole, read_checkpoint, verify, write_checkpoint
 from lmlab.checkpoint.places import sweep
-from lmlab.errors import CheckpointError
+from lmlab.checkpoint.seal import what_is_damaged
+from lmlab.errors import CheckpointError, DamagedError
 
 CONTENT = {"weights": {"a": torch.arange(2000.0)}, "step": 3, "text": "中文"}
 
@@ -52,6 +57,55 @@ def test_every_fault_is_found_and_named(tmp_path: Path, fault: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path)
     assert path.name in str(caught.value) and "do:" in str(caught.value)
+
+
+def test_every_changed_bit_is_found(tmp_path: Path) -> None:
+    """Also in the archive's directory, which no sum of torch's is of, and in the checksum itself."""
+    path = tmp_path / "step=0000001.ckpt"
+    write_checkpoint({"a": torch.arange(10.0)}, path)
+    whole, missed = path.read_bytes(), []
+    verify(path)
+    assert whole[-20:-8] == b"lmlab crc32 "
+    for at in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[at // 8] ^= 1 << at % 8
+        if what_is_damaged(io.BytesIO(data)) is None:
+            missed.append(at)
+    assert not missed
+
+
+@pytest.mark.parametrize("size", [1, 10, 21, 22, 500, -1, -8, -20, -22])
+def test_every_cut_is_found(tmp_path: Path, size: int) -> None:
+    path = written(tmp_path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DamagedError):
+        verify(path)
+
+
+def test_what_torch_and_zip_programs_write_and_read(tmp_path: Path) -> None:
+    torch.save(CONTENT, tmp_path / "torch.ckpt")
+    assert read_checkpoint(tmp_path / "torch.ckpt")["step"] == 3
+    path = written(tmp_path)
+    for given in ({}, {"mmap": True}):
+        assert torch.equal(torch.load(path, weights_only=True, **given)["weights"]["a"], CONTENT["weights"]["a"])  # type: ignore[index]
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    older, newer = written(tmp_path, "step=0000001.ckpt"), written(tmp_path, "step=0000002.ckpt")
+    real = Path.open
+
+    def fails(self: Path, *given: Any, **more: Any) -> Any:
+        if self == newer:
+            raise OSError(number, os.strerror(number))
+        return real(self, *given, **more)
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        newest_whole([newer, older])
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_a_broken_newest_one_falls_back_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -105,6 +159,7 @@ def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
 WRITER = """
 import sys, torch
 from pathlib import Path
+from typing import Any
 from lmlab.checkpoint import write_checkpoint
 path, n = Path(sys.argv[1]), 0
 while True:
@@ -148,8 +203,9 @@ def test_a_disk_without_room_is_said_to_be_full_and_the_old_file_stays(tmp_path:
     script = f"""
 import resource, signal, torch
 from pathlib import Path
+from typing import Any
 from lmlab.checkpoint import write_checkpoint
-from lmlab.errors import CheckpointError
+from lmlab.errors import CheckpointError, DamagedError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 try:

@@ -20,6 +20,7 @@ from lmlab.errors import CheckpointError
 
 WHOLE = torch.arange(15.0).reshape(5, 3)
 HALF = torch.arange(4, dtype=torch.bfloat16)
+MOMENT = "optimizer_states/0/state/0/m"
 
 
 def shard(path: Path, parts: dict[str, tuple[list[int], Tensor]]) -> None:
@@ -87,14 +88,25 @@ def test_every_fault_is_found_and_named(tmp_path: Path, fault: str, caplog: pyte
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"second": {"state_dict/w": ([4, 0], WHOLE[3:])}}, "do not fit"),  # runs over the end
+        ({"second": {"state_dict/w": ([4, 0], WHOLE[3:])}}, "of another kind"),  # runs over the end
         ({"second": {"state_dict/w": ([3, 0], WHOLE[3:])}}, "0 of 4 numbers"),
+        ({"second": {"state_dict/w": ([4, 0], WHOLE[4:]), MOMENT: ([0], HALF)}}, "12 of 15 numbers"),  # a row is missing
+        ({"second": {"state_dict/w": ([2, 0], WHOLE[3:]), MOMENT: ([0], HALF)}}, "twice"),  # one is there twice, and one is missing
+        ({"second": {"state_dict/w": ([-2, 0], WHOLE[3:]), MOMENT: ([0], HALF)}}, "is not said"),
+        ({"second": {"state_dict/w": (["3", 0], WHOLE[3:]), MOMENT: ([0], HALF)}}, "is not said"),
         ({"second": {"state_dict/w": ([3, 0], WHOLE[3:].double())}}, "of another kind"),
-        ({"second": {"else": ([0, 0], WHOLE)}}, "do not fit"),
+        ({"second": {"state_dict/w": ([3], WHOLE[3])}}, "of another kind"),
+        ({"second": {"else": ([0, 0], WHOLE)}}, "not of this checkpoint"),
         ({"tensors": {"state_dict/w": ((5, 3), "load")}}, "not a type"),
         ({"tensors": 3}, "does not say"),
         ({"files": {"../shard-1.safetensors": (3, 4)}}, "not the name of a shard"),
+        ({"tensors": {"state_dict/w": ((5, 3), 7)}}, "not a type"),
+        ({"files": {3: (3, 4)}}, "not the name of a shard"),
+        ({"files": {"shard-1.safetensors": (3, "four")}}, "does not say"),
+        ({"content": [3]}, "does not say"),
+        ({"content": {"state_dict": {"lost": {"lmlab_shard": "state_dict/lost"}}}}, "do not fit together.*state_dict/lost"),
         ({"lmlab_folder": 2}, "newer lmlab"),
+        ({"lmlab_folder": "99"}, "not of a folder"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
@@ -108,7 +120,9 @@ def test_cutting_and_joining_are_inverse() -> None:
     assert list(tensors) == ["a/b", "a/3/0", "a/3/1/1"] and rest["c"] == (1, 2)
     back = join(rest, tensors)
     assert back["a"]["b"] is WHOLE and back["a"][3][0] is HALF and torch.equal(back["a"][3][1][1], WHOLE + 1)
-    assert join(rest, {"a/3/0": HALF, "a/3/1/1": WHOLE})["a"].keys() == {3}, "what is not given is left out"
+    assert join(rest, {**tensors, "a/b": None})["a"].keys() == {3}, "None is left out"
+    with pytest.raises(KeyError):
+        join(rest, {"a/3/0": HALF, "a/3/1/1": WHOLE})
 
 
 class Evil:
