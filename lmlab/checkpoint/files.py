@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lmlab.checkpoint.places import put_in_place, temporary_for
+from lmlab.checkpoint.places import FULL, not_written, put_in_place, temporary_for
 from lmlab.checkpoint.seal import Summing, seal, what_is_damaged
 from lmlab.errors import CheckpointError, DamagedError
 
@@ -41,7 +40,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         if not isinstance(error, (OSError, RuntimeError)):
             raise
         # torch's writer notices by a file that did not grow, and says nothing of the disk
-        full = (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "unexpected pos" in str(error)
+        full = (isinstance(error, OSError) and error.errno in FULL) or "unexpected pos" in str(error)
         raise not_written(path, str(error), full) from error
 
 
@@ -95,22 +94,6 @@ def read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise broken(path, "it does not hold a checkpoint")
     return content
-
-
-def not_written(path: Path, why: str, is_full: bool) -> CheckpointError:
-    """What to raise when a checkpoint could not be written.
-
-    Args:
-        path: Its name.
-        why: What the system says.
-        is_full: Whether the disk is full.
-    """
-    return CheckpointError(
-        f"the checkpoint {path.name} could not be written",
-        where=str(path),
-        why="the disk is full" if is_full else why,
-        remedy="free some space and resume: earlier checkpoints are untouched" if is_full else "check the folder's permissions",
-    )
 
 
 def not_read(path: Path, error: OSError) -> CheckpointError:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lmlab.checkpoint.files import not_written, write_checkpoint
-from lmlab.checkpoint.places import put_in_place, remove, temporary_for
+from lmlab.checkpoint.files import write_checkpoint
+from lmlab.checkpoint.folder import CONTENT
+from lmlab.checkpoint.places import not_written, put_in_place, remove, temporary_for
 from lmlab.errors import CheckpointError
 
 Foreign = Literal["torch", "deepspeed"]
@@ -26,8 +29,10 @@ def foreign_kind(folder: Path) -> Foreign | None:
         folder: Any.
 
     Returns:
-        None if it looks like neither.
+        None if it looks like neither, or is lmlab's own.
     """
+    if (folder / CONTENT).is_file():
+        return None
     if (folder / ".metadata").is_file():
         return "torch"
     return "deepspeed" if any(folder.glob("*_optim_states.pt")) or any(folder.glob("*/*_optim_states.pt")) else None
@@ -101,7 +106,8 @@ def _of_deepspeed(folder: Path) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     tag = None if (folder / "latest").is_file() else folder.name
-    found: Any = get_fp32_state_dict_from_zero_checkpoint(str(folder if tag is None else folder.parent), tag)
+    with redirect_stdout(io.StringIO()):  # it prints what it does
+        found: Any = get_fp32_state_dict_from_zero_checkpoint(str(folder if tag is None else folder.parent), tag)
     return {_bare(name): tensor.detach() for name, tensor in found.items()}
 
 

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
+
+from lmlab.errors import CheckpointError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def not_written(path: Path, why: str, is_full: bool) -> CheckpointError:
+    """What to raise when a checkpoint could not be written.
+
+    Args:
+        path: Its name.
+        why: What the system says.
+        is_full: Whether the disk is full.
+    """
+    return CheckpointError(
+        f"the checkpoint {path.name} could not be written",
+        where=str(path),
+        why="the disk is full" if is_full else why,
+        remedy="free some space and resume: earlier checkpoints are untouched" if is_full else "check the folder's permissions",
+    )
 
 
 def temporary_for(path: Path) -> Path:
@@ -34,7 +56,7 @@ def put_in_place(source: Path, target: Path) -> None:
         remove(aside)
     else:
         source.replace(target)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def link(source: Path, target: Path) -> None:
@@ -43,17 +65,25 @@ def link(source: Path, target: Path) -> None:
     Args:
         source: A file, or a folder of files.
         target: In the same folder; may exist.
+
+    Raises:
+        CheckpointError: If it cannot; the target is what it was.
     """
     temporary = temporary_for(target)
-    remove(temporary)
-    if source.is_dir():
-        temporary.mkdir()
-        for file in source.iterdir():
-            _link_file(file, temporary / file.name)
-        sync_folder(temporary)
-    else:
-        _link_file(source, temporary)
-    put_in_place(temporary, target)
+    try:
+        remove(temporary)
+        if source.is_dir():
+            temporary.mkdir()
+            for file in source.iterdir():
+                _link_file(file, temporary / file.name)
+            sync(temporary)
+        else:
+            _link_file(source, temporary)
+        put_in_place(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+        raise not_written(target, str(error), is_full=error.errno in FULL) from error
 
 
 def remove(path: Path) -> None:
@@ -62,7 +92,7 @@ def remove(path: Path) -> None:
     Args:
         path: A file or a folder; it need not exist.
     """
-    if not path.is_dir():
+    if path.is_symlink() or not path.is_dir():  # what a link leads to is not this program's
         path.unlink(missing_ok=True)
         return
     hidden = path if path.name.startswith(".") else temporary_for(path)
@@ -97,13 +127,13 @@ def sweep(folder: Path) -> None:
         remove(stray)
 
 
-def sync_folder(folder: Path) -> None:
-    """Has the system write down which files a folder has.
+def sync(path: Path) -> None:
+    """Has the system write down what a file holds, or which files a folder has.
 
     Args:
-        folder: Of files that are synced themselves.
+        path: A file, or a folder of files that are synced themselves.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -115,3 +145,4 @@ def _link_file(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
+        sync(target)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,20 +73,39 @@ def _consolidate(spec: str, to: str | None, is_trusted: bool) -> str:
     folder, kind = _folder_of(spec)
     default = f"{folder.name.removesuffix('.ckpt')}{'-whole.ckpt' if kind is None else '-weights.safetensors'}"
     target = folder.resolve().parent / default if to is None else Path(to).expanduser()
-    if target.exists():
-        raise ConfigError(f"{target} exists", where="--to", why="nothing is overwritten", remedy="name another file, or delete it first")
-    if kind is not None:
-        if not is_trusted:
-            remedy = "say --trust if you know who made the folder; else ask for safetensors"
-            raise ConfigError(f"the folder {folder.name} is not read", where="--trust", why=REASON[kind], remedy=remedy)
-        return _write_foreign(folder, kind, target)
-    if target.suffix == ".safetensors":
+    if kind is not None and not is_trusted:
+        remedy = "say --trust if you know who made the folder; else ask for safetensors"
+        raise ConfigError(f"the folder {folder.name} is not read", where="--trust", why=REASON[kind], remedy=remedy)
+    if kind is None and target.suffix == ".safetensors":
         raise ConfigError(
             "a checkpoint is more than weights", where="--to", why="safetensors hold tensors only", remedy="name a .ckpt file"
         )
-    content = read_checkpoint(folder)
-    write_checkpoint(content, target)
-    return f"{target}: step {content.get('global_step', '?')}, {_size(target)}, an ordinary checkpoint"
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{target} is inside the folder", where="--to", why="the folder stays as it is", remedy="name a file elsewhere")
+    with _reserved(target):
+        if kind is not None:
+            return _write_foreign(folder, kind, target)
+        content = read_checkpoint(folder)
+        write_checkpoint(content, target)
+        return f"{target}: step {content.get('global_step', '?')}, {_size(target)}, an ordinary checkpoint"
+
+
+@contextmanager
+def _reserved(target: Path) -> Iterator[None]:
+    """Makes an empty file to be replaced, so that nobody else's is: reading a large folder takes a while. It is gone if that fails."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch(exist_ok=False)
+    except FileExistsError as error:
+        remedy = "name another file, or delete it first"
+        raise ConfigError(f"{target} exists", where="--to", why="nothing is overwritten", remedy=remedy) from error
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written", where="--to", why=str(error), remedy="name a file elsewhere") from error
+    try:
+        yield
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _write_foreign(folder: Path, kind: Foreign, target: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -19,11 +18,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lmlab.checkpoint.files import broken, not_written
+from lmlab.checkpoint.files import broken
 from lmlab.checkpoint.folder import FileSum, Rest, check_sums, read_rest, sum_of, write_rest
 from lmlab.checkpoint.optimizer_names import group_names, names_by_number
 from lmlab.checkpoint.parts import Kind, dtype_of, find_parts
-from lmlab.checkpoint.places import put_in_place, remove, sync_folder, temporary_for
+from lmlab.checkpoint.places import not_written, put_in_place, remove, sync, temporary_for
 from lmlab.checkpoint.tree import MARK, cut, join
 from lmlab.errors import CheckpointError, LabError
 from lmlab.nn.sharded import like, own_part
@@ -136,11 +135,7 @@ def _make_anew(folder: Path) -> None:
 
 def _sealed(path: Path) -> FileSum:
     """On the disk, and what it must be from now on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)
     return sum_of(path)
 
 
@@ -149,7 +144,7 @@ def _finish(rest: Rest, folder: Path, path: Path) -> None:
     if missing:
         raise OSError(f"rank 0 does not see {missing[0]}, which another rank wrote: all hosts must share the run's folder")
     write_rest(rest, folder)
-    sync_folder(folder)
+    sync(folder)
     put_in_place(folder, path)
 
 

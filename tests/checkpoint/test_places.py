@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lmlab.checkpoint import places
 from lmlab.checkpoint.places import link, put_in_place, remove, set_aside, sweep
+from lmlab.errors import CheckpointError
 
 
 def a_file(path: Path, content: str) -> Path:
@@ -16,7 +19,7 @@ def a_file(path: Path, content: str) -> Path:
 
 
 def a_folder(path: Path, content: str) -> Path:
-    path.mkdir()
+    path.mkdir(parents=True)
     for name in ("content.pt", "shard.safetensors"):
         (path / name).write_text(content)
     return path
@@ -102,3 +105,45 @@ def test_removing_a_folder_hides_it_first(tmp_path: Path, monkeypatch: pytest.Mo
     assert not path.exists(), "half a folder is not a checkpoint"
     sweep(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_moved_and_linked_is_only_unlinked(tmp_path: Path) -> None:
+    elsewhere = a_folder(tmp_path / "elsewhere" / "step=0000001.ckpt", "x")
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for path in (checkpoints / "step=0000001.ckpt", checkpoints / ".step=0000002.ckpt.7.tmp"):
+        path.symlink_to(elsewhere)
+    remove(checkpoints / "step=0000001.ckpt")
+    sweep(checkpoints)
+    assert names(checkpoints) == [] and read(elsewhere) == "x"
+    (checkpoints / "best.ckpt").symlink_to(elsewhere)
+    put_in_place(a_folder(checkpoints / ".new", "new"), checkpoints / "best.ckpt")
+    assert read(checkpoints / "best.ckpt") == "new" and read(elsewhere) == "x"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_that_fails_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[..., Path]
+) -> None:
+    """Where there are no hard links."""
+    source, best = kind(tmp_path / "step=0000002.ckpt", "new"), kind(tmp_path / "best.ckpt", "old")
+    synced = list[str]()
+    real = places.sync
+    monkeypatch.setattr(places, "sync", lambda path: (synced.append(path.name), real(path)))
+
+    def no_links(*_: Path) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    with monkeypatch.context() as patch:
+
+        def full(source: Path, target: Path) -> None:
+            target.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr("shutil.copyfile", full)
+        with pytest.raises(CheckpointError, match="the disk is full"):
+            link(source, best)
+    assert read(best) == "old" and names(tmp_path) == ["best.ckpt", "step=0000002.ckpt"]
+    link(source, best)
+    assert read(best) == "new" and len(synced) >= 2, "the copy, and the folder it is in"

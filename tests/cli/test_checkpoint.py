@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lmlab.checkpoint import read_checkpoint
 from lmlab.cli.dispatch import main
 from tests.checkpoint.test_folder import HALF, WHOLE, a_folder
 from tests.ranks import forked
@@ -54,6 +55,16 @@ def test_a_folder_of_lmlabs_becomes_a_file(tmp_path: Path, capsys: pytest.Captur
     (folder / "shard-1.safetensors").unlink()
     assert consolidate(folder) == 2 and "is missing" in capsys.readouterr().err
     assert consolidate(tmp_path / "nowhere") == 2
+
+
+def test_what_is_there_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = a_folder(tmp_path / "step=0000003.ckpt")
+    (folder / ".metadata").write_bytes(b"of somebody else")
+    assert consolidate(folder, "--to", str(folder / "whole.ckpt")) == 2 and "is inside the folder" in capsys.readouterr().err
+    assert consolidate(folder, "--to", str(tmp_path / "new" / "whole.ckpt")) == 0, "it is lmlab's, whatever else lies in it"
+    assert read_checkpoint(tmp_path / "new" / "whole.ckpt")["global_step"] == 3
+    (folder / "shard-1.safetensors").unlink()
+    assert consolidate(folder, "--to", str(tmp_path / "failed.ckpt")) == 2 and not (tmp_path / "failed.ckpt").exists()
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
