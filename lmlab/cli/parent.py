@@ -34,6 +34,7 @@ HOST = "localhost"
 LOOK_SECONDS = 0.1  # between two looks at the ranks
 REST_SECONDS = 3.0  # for the other ranks to leave by themselves after one has failed
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+UNHEARD = (-signal.SIGINT, -signal.SIGTERM)  # of ranks that did not listen to signals yet
 SETTINGS_CODE = 2  # settings do not get better by trying again
 
 
@@ -65,7 +66,12 @@ class RankAgent(LocalElasticAgent):
 
     def error(self) -> LabError:
         """What a person is to read."""
-        return error_of(list(self.failures()), self._worker_group.spec.local_world_size, self.logs)
+        return error_of(list(self.failures()), self.num_ranks, self.logs)
+
+    @property
+    def num_ranks(self) -> int:
+        """How many it starts."""
+        return self._worker_group.spec.local_world_size
 
     def failures(self) -> Iterator[Ending]:
         """Ranks that ended other than well."""
@@ -174,28 +180,36 @@ def start_ranks(num_ranks: int, command: Sequence[str], launch: LaunchConfig) ->
 
 
 def _run(agent: RankAgent, folder: Path) -> int:
+    asked = 0
     try:
         agent.run()
     except SignalException as stop:
-        return _stopped(agent, 128 + (signal.SIGINT if stop.sigval == signal.SIGINT else signal.SIGTERM))
+        asked = 128 + (signal.SIGINT if stop.sigval == signal.SIGINT else signal.SIGTERM)
     failures = list(agent.failures())
     if not failures:
         return 0
-    saved = [ending.code for ending in failures if ending.code in SAVED]
-    if agent.is_asked_to_stop and saved:
-        return saved[0]
-    agent.logs = _keep(folder, agent.run_folder)
-    error = agent.error()
+    if asked or agent.is_asked_to_stop:
+        left = [ending for ending in failures if ending.code in SAVED]
+        crashed = [ending for ending in failures if not ending.given_up and ending.code not in (*SAVED, *UNHEARD)]
+        if not crashed:
+            return _stopped(failures, asked or (left[0].code if left else 128 + signal.SIGTERM))
+        failures = crashed
+    error = error_of(failures, agent.num_ranks, agent.logs)
     _note(agent.run_folder, error)
-    raise error
+    try:
+        logs = _keep(folder, agent.run_folder)
+    except (OSError, ValueError) as trouble:  # a full disk must not hide the cause
+        print(f"what the ranks printed could not be kept: {trouble}", file=sys.stderr)
+        raise error from None
+    raise error_of(failures, agent.num_ranks, logs)
 
 
-def _stopped(agent: RankAgent, code: int) -> int:
+def _stopped(failures: Sequence[Ending], code: int) -> int:
     """The exit code of ranks that were asked to stop; says so if one of them did not come to save."""
-    killed = [str(ending.rank) for ending in agent.failures() if ending.given_up]
+    killed = [str(ending.rank) for ending in failures if ending.given_up]
     if killed:
         print(f"killed before they had saved: rank {', '.join(killed)}; launch.stop_seconds gives them longer", file=sys.stderr)
-    return code if any(True for _ in agent.failures()) else 0
+    return code
 
 
 def _keep(folder: Path, run: RunDirectory | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -13,13 +14,15 @@ from typing import Any
 
 import pytest
 
-from lmlab.cli import ranks
+from lmlab.cli import parent, ranks
 from lmlab.cli.dispatch import exit_code
 from lmlab.cli.launching import LaunchConfig, num_devices, ranks_to_start
 from lmlab.cli.parent import start_ranks
 from lmlab.cli.ranks import PARENT, Word, as_rank, lost_others, read_word
 from lmlab.cli.verdict import Ending, error_of, first_cause
 from lmlab.errors import ConfigError, DataError, LabError
+from lmlab.run.directory import RunDirectory
+from lmlab.run.record import Record
 from lmlab.session import hashed
 
 ROOT = Path(__file__).parents[2]
@@ -314,3 +317,42 @@ def test_further_endings_have_words_too() -> None:
     assert "left no word" in error_of([Ending(0, 3, 1.0)], 2, Path("logs")).what
     assert "none of them failed" in error_of([Ending(0, 1, 1.0, LOST)], 2, Path("logs")).what
     assert "signal 64" in error_of([Ending(0, -64, 1.0)], 2, Path("logs")).what
+
+
+def looked_after(folder: Path, endings: list[Ending], is_asked_to_stop: bool = True) -> Any:
+    """An agent whose ranks have ended."""
+    (folder / "attempts" / "attempt_0").mkdir(parents=True)
+    record = Record(name="x", seed=0, status="running")
+    run = RunDirectory(folder / "run")
+    run.path.mkdir()
+    record.save(run.record_path)
+    return SimpleNamespace(
+        run=lambda: None, failures=lambda: iter(endings), is_asked_to_stop=is_asked_to_stop, num_ranks=2, logs=folder, run_folder=run
+    )
+
+
+def test_a_crash_while_ranks_stop_is_told(tmp_path: Path) -> None:
+    agent = looked_after(tmp_path, [Ending(0, 143, 1.0), Ending(1, -11, 2.0)])
+    with pytest.raises(LabError, match=r"rank 1 of 2 was killed by signal 11"):
+        parent._run(agent, tmp_path / "attempts")
+    assert "rank 1" in Record.load(agent.run_folder.record_path).error
+
+
+@pytest.mark.parametrize(("code", "killed"), [(143, False), (-15, False), (-9, True)])
+def test_ranks_that_stop_or_are_too_slow_do_not_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int, killed: bool) -> None:
+    agent = looked_after(tmp_path, [Ending(0, 143, 1.0), Ending(1, code, 2.0, given_up=killed)])
+    assert parent._run(agent, tmp_path / "attempts") == 143
+    assert ("killed before they had saved: rank 1" in capsys.readouterr().err) == killed
+
+
+def test_a_full_disk_does_not_hide_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = looked_after(tmp_path, [Ending(1, -9, 2.0)], is_asked_to_stop=False)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", full)
+    with pytest.raises(LabError, match=r"rank 1 of 2 was killed by signal 9"):
+        parent._run(agent, tmp_path / "attempts")
+    assert "No space left" in capsys.readouterr().err
+    assert Record.load(agent.run_folder.record_path).status == "failed"
