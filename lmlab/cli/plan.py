@@ -85,17 +85,25 @@ def _report(options: argparse.Namespace, settings: Any) -> int:
     import dataclasses
     import json
 
+    from lmlab.cli.planning import UNCOUNTED
     from lmlab.planning.advice import advise
     from lmlab.planning.page import page, plain
     from lmlab.planning.prediction import predict
 
-    cluster = settings.cluster(_device(options), options.devices, options.nodes, _utilisation(options))
     strategy = _strategy(options.strategy) or settings.strategy
+    cluster = settings.cluster(_device(options), options.devices, options.nodes, _utilisation(options), strategy)
     prediction = predict(
-        settings.objective, settings.data, settings.budget, cluster, precision=settings.precision, callbacks=settings.callbacks
+        settings.objective,
+        settings.data,
+        settings.budget,
+        cluster,
+        precision=settings.precision,
+        callbacks=settings.callbacks,
+        gathered=settings.gathered,
+        bucket=settings.bucket,
     )
-    if options.devices is None:
-        prediction = dataclasses.replace(prediction, notes=(*settings.notes, *prediction.notes))
+    said = [note for note in settings.notes if options.devices is None or note != UNCOUNTED]
+    prediction = dataclasses.replace(prediction, notes=(*said, *prediction.notes))
     advice = advise(prediction, strategy)
     if options.json:
         print(json.dumps(plain(prediction, advice), indent=2))
@@ -105,12 +113,12 @@ def _report(options: argparse.Namespace, settings: Any) -> int:
 
 
 def _device(options: argparse.Namespace) -> Any:
-    from lmlab.planning.devices import GIB, Device, device_named
+    from lmlab.planning.devices import GIB, MOST_GIB, Device, device_named
 
     peak = None if options.flops is None else _peak(options.flops)
     memory = None
     if options.memory is not None:
-        if not 0 < options.memory < float("inf"):
+        if not 0 < options.memory < MOST_GIB:
             raise ConfigError(f"--memory {options.memory} is not an amount", where="--memory", remedy="give GiB, such as 80")
         memory = int(options.memory * GIB)
     if peak is not None and memory is not None and options.device.lower() != "cpu":

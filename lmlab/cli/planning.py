@@ -14,7 +14,7 @@ from lmlab.data.module import CorpusModule
 from lmlab.errors import ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.planning.devices import Device
-from lmlab.planning.memory import Strategy
+from lmlab.planning.memory import ZERO_BUCKET, Strategy
 from lmlab.planning.prediction import Cluster
 from lmlab.planning.vocabulary import known_tokenizer, planned_tokenizer
 from lmlab.strategies import FSDP, ZeRO
@@ -22,6 +22,8 @@ from lmlab.strategies.refusals import kind_of
 from lmlab.tokenizer import Tokenizer, TokenizerConfig
 
 UNCOUNTED = "trainer.devices leaves the number of devices to the machine of the run; this is a plan for one in each node: say --devices N"
+
+HALF_OFFLOADED = "the config offloads the optimizer alone: what its row has under `optimizer` is in the memory of the host instead"
 
 
 class Planned(NamedTuple):
@@ -37,6 +39,9 @@ class Planned(NamedTuple):
         nodes: Of the Trainer.
         strategy: Of the Trainer; None where it is left to lmlab.
         replicas: Of that strategy, if it is HSDP.
+        tensor_parallel: Of that strategy, if it is FSDP.
+        gathered: What its `reshard_after_forward` comes to.
+        bucket: Of ZeRO.
         notes: What the reader should know of these settings.
     """
 
@@ -49,9 +54,14 @@ class Planned(NamedTuple):
     nodes: int
     strategy: Strategy | None = None
     replicas: int | None = None
+    tensor_parallel: int = 1
+    gathered: Literal["in_turn", "all"] = "in_turn"
+    bucket: int = ZERO_BUCKET
     notes: tuple[str, ...] = ()
 
-    def cluster(self, device: Device, devices: int | None, nodes: int | None, utilisation: float | None) -> Cluster:
+    def cluster(
+        self, device: Device, devices: int | None, nodes: int | None, utilisation: float | None, wanted: Strategy | None = None
+    ) -> Cluster:
         """What the run is to be spread over: as asked for, or as the Trainer's settings say.
 
         Args:
@@ -59,10 +69,12 @@ class Planned(NamedTuple):
             devices: In all; None for the Trainer's.
             nodes: None for the Trainer's.
             utilisation: Stated.
+            wanted: The strategy that is asked about: with `fsdp_tp`, two devices compute layers together where no setting says how many.
         """
         nodes = self.nodes if nodes is None else nodes
         devices = self.devices * nodes if devices is None else devices
-        return Cluster(device=device, devices=devices, nodes=nodes, utilisation=utilisation, replicas=self.replicas)
+        cut = max(2, self.tensor_parallel) if wanted == "fsdp_tp" else 1
+        return Cluster(device=device, devices=devices, nodes=nodes, utilisation=utilisation, replicas=self.replicas, tensor_parallel=cut)
 
 
 class _PlanCLI(LabCLI):
@@ -119,7 +131,13 @@ def read_settings(admitted: Admitted, tokenizer: Literal["known", "trained"] = "
         nodes=int(trainer.get("num_nodes") or 1),
         strategy=planned_strategy(strategy),
         replicas=strategy.replicas if isinstance(strategy, FSDP) and strategy.replicas > 1 else None,
-        notes=(UNCOUNTED,) if devices in ("auto", -1, "-1") else (),
+        tensor_parallel=strategy.tensor_parallel if isinstance(strategy, FSDP) else 1,
+        gathered="all" if isinstance(strategy, FSDP) and strategy.reshard_after_forward == "never" else "in_turn",
+        bucket=strategy.bucket if isinstance(strategy, ZeRO) else ZERO_BUCKET,
+        notes=(
+            *((UNCOUNTED,) if devices in ("auto", -1, "-1") else ()),
+            *((HALF_OFFLOADED,) if isinstance(strategy, ZeRO) and strategy.offload == "optimizer" else ()),
+        ),
     )
 
 
@@ -130,12 +148,12 @@ def planned_strategy(strategy: Any) -> Strategy | None:
         strategy: An object, or a name as Lightning has it.
 
     Returns:
-        None where it is left to lmlab, and for ZeRO that offloads the optimizer alone, which has no row.
+        None where it is left to lmlab.
 
     Raises:
         ConfigError: If it is one of Lightning's own that lmlab replaces.
     """
-    if strategy == "auto" or (isinstance(strategy, ZeRO) and strategy.offload == "optimizer"):
+    if strategy == "auto":
         return None
     kind = "zero3_offload" if isinstance(strategy, ZeRO) and strategy.offload == "all" else kind_of(strategy)
     return kind  # type: ignore[return-value]  # the columns of refusals are rows of the plan

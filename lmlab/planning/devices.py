@@ -44,7 +44,8 @@ class Device(NamedTuple):
         return {"32-true": self.single, "64-true": None}.get(precision, self.half)
 
 
-# memory: nominal, which vendors give in GiB and call GB; peaks are without sparsity, which doubles them on paper
+# memory: nominal; vendors say GB and mean GiB of all but the H200; peaks are without sparsity, which doubles them on paper
+MOST_GIB = 1e6  # more than any device has
 DEVICES = {
     device.name: device
     for device in (

@@ -19,7 +19,7 @@ Strategy = Literal["single", "ddp", "fsdp", "hsdp", "fsdp_tp", "zero1", "zero2",
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 """From the simplest on: those of DeepSpeed last, because they need a further package."""
 
-ZERO_BUCKET = ZERO3_PREFETCH = 50_000_000
+ZERO_BUCKET = 50_000_000
 """Elements that ZeRO exchanges at once, and that stage 3 gathers ahead: the default of `lmlab.strategies.ZeRO`."""
 
 
@@ -81,8 +81,11 @@ class Held:
         averages: Whether weights are averaged.
         computes_in: Bytes of an element in which matrices are multiplied; less than the weights' own under mixed precision.
         working: Of a pass in the weights' own dtype, under autocast if the precision is mixed.
-        converted: The same where a strategy converts the weights themselves, as FSDP and DeepSpeed do.
+        converted: The same where weights are in half precision already when they are computed with: FSDP gathers them so, DeepSpeed
+            keeps them so.
         memory: Where the offloaded part goes: `host` is another memory than the device's, `device` the same (a CPU).
+        gathered: Whether FSDP lets go of a layer before it gathers the next but one, or keeps all until the backward pass.
+        bucket: Elements that ZeRO exchanges at once.
     """
 
     network: Network
@@ -92,6 +95,8 @@ class Held:
     working: Working = NOTHING
     converted: Working = NOTHING
     memory: Literal["host", "device"] = "host"
+    gathered: Literal["in_turn", "all"] = "in_turn"
+    bucket: int = ZERO_BUCKET
 
     @property
     def trained(self) -> list[Weight]:
@@ -183,7 +188,8 @@ def _fsdp(held: Held, ranks: int) -> Bytes:
         trained = [weight for weight in held.trained if weight.unit == unit]
         added = max(added, sum(weight.numel * (weight.itemsize + min(weight.itemsize, held.computes_in)) for weight in trained))
     root = gathered.pop("", 0)
-    return replace(sharded, transient=root + sum(sorted(gathered.values(), reverse=True)[:2]) + added)
+    layers = sorted(gathered.values(), reverse=True)
+    return replace(sharded, transient=root + sum(layers if held.gathered == "all" else layers[:2]) + added)
 
 
 def _zero(held: Held, ranks: int, stage: Literal[1, 2, 3]) -> Bytes:
@@ -199,27 +205,29 @@ def _zero(held: Held, ranks: int, stage: Literal[1, 2, 3]) -> Bytes:
     everything = sum(number * itemsize for number, itemsize in computed)
     states = _flat_state_bytes(held, ranks)
     gradients = part if stage >= 2 else trained
-    bucket = min(trained, ZERO_BUCKET)
+    bucket = min(sum(weight.numel for weight in held.network.weights), held.bucket)
     # two buckets: one is filled while the other travels; and the float32 gradient of the part, when the step is taken
     moving = 2 * bucket * size + 4 * part
     if stage == 3:
-        moving += _largest_units(held, 1, size) + min(trained, ZERO3_PREFETCH) * size
+        moving += (_outside(held) + _largest_layer(held) + bucket) * size  # what is in no layer is there as long as a pass lasts
     return Bytes(
         weights=held.whole + (-(-everything // ranks) if stage == 3 else everything),
         gradients=gradients * size,
         optimizer=4 * part + states,
-        average=_average_bytes(held),
+        average=_average_bytes(held, ranks if stage == 3 else 1),
         transient=moving,
     )
 
 
 def _offloaded(held: Held, ranks: int) -> Bytes:
-    """Stage 3 whose part of weights, master copy, gradients and state is in the machine's own memory."""
+    """Stage 3 whose part of weights, master copy, gradients, state and averages is in the machine's own memory."""
     divided = _zero(held, ranks, stage=3)
     if held.memory == "device":
         return divided
-    moved = divided.weights - held.whole + divided.gradients + divided.optimizer
-    return replace(divided, weights=held.whole, gradients=0, optimizer=0, host=moved)
+    stepped = 4 * -(-sum(weight.numel for weight in held.trained) // ranks)  # the float32 gradient of a step
+    moved = divided.weights - held.whole + divided.gradients + divided.optimizer + divided.average + stepped
+    kept = {"gradients": 0, "optimizer": 0, "average": 0, "transient": divided.transient - stepped}
+    return replace(divided, weights=held.whole, host=moved, **kept)
 
 
 def _flat_state_bytes(held: Held, ranks: int) -> int:
@@ -228,8 +236,14 @@ def _flat_state_bytes(held: Held, ranks: int) -> int:
     return -(-elements // ranks)
 
 
-def _largest_units(held: Held, count: int, itemsize: int) -> int:
+def _outside(held: Held) -> int:
+    """Elements that are in no layer."""
+    return sum(weight.numel for weight in held.network.weights if not weight.unit)
+
+
+def _largest_layer(held: Held) -> int:
     units: dict[str, int] = {}
     for weight in held.network.weights:
-        units[weight.unit] = units.get(weight.unit, 0) + weight.numel
-    return sum(sorted(units.values(), reverse=True)[:count]) * itemsize
+        if weight.unit:
+            units[weight.unit] = units.get(weight.unit, 0) + weight.numel
+    return max(units.values(), default=0)

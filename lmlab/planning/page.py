@@ -68,8 +68,8 @@ def _model(prediction: Prediction) -> list[str]:
     frozen = f", and {short(network.num_frozen)} of teachers, frozen" if network.frozen else ""
     parts = [f"{short(network.num_parameters)} parameters", f"{short(network.num_trainable)} trainable"]
     parts.append(f"{short(network.num_embedding)} in embeddings{frozen}")
-    micro = batches.global_size // (batches.micro_size * prediction.cluster.devices)
-    cut = f"{batches.micro_size} on each of {prediction.cluster.devices}" + (f", {micro} times a step" if micro > 1 else "")
+    micro = batches.global_size // (batches.micro_size * prediction.cluster.data_ranks)
+    cut = f"{batches.micro_size} on each of {prediction.cluster.data_ranks}" + (f", {micro} times a step" if micro > 1 else "")
     return [
         f"Model: {prediction.objective}, {prediction.precision}",
         f"  {', '.join(parts)}",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback
@@ -20,7 +22,7 @@ from lmlab.objectives.ngram import NGram
 from lmlab.planning.activations import default_dtype
 from lmlab.planning.cluster import Batches, Cluster, cut_batches, feeds_of
 from lmlab.planning.examples import planned_batches
-from lmlab.planning.memory import NOTHING, STRATEGIES, Bytes, Held, Strategy, footprint
+from lmlab.planning.memory import NOTHING, STRATEGIES, ZERO_BUCKET, Bytes, Held, Strategy, footprint
 from lmlab.planning.optimizer_state import optimizer_states
 from lmlab.planning.speed import RECOMPUTATION, Amounts, Cost, amounts, tokens_per_second
 from lmlab.planning.teachers import describe_teachers, seat_teachers
@@ -29,11 +31,13 @@ from lmlab.planning.working import working_memory
 from lmlab.strategies.refusals import Asked, refusal_of
 
 CONVERTED = {"bf16-mixed": "bf16-true", "16-mixed": "16-true"}
-"""What FSDP and DeepSpeed make of a mixed precision: weights in half precision, with a float32 copy that is stepped."""
+"""What a pass computes with where FSDP gathers weights in half precision, and DeepSpeed keeps them so: autocast converts nothing then."""
 AUTOCAST = (
     "mixed precision is autocast on one device and under DDP: each rank keeps copies of all matrices in half precision during a pass; "
     "FSDP and ZeRO, and bf16-true, have none"
 )
+LARGE = 64 * 2**30
+"""Bytes that a host may have no room for, where every rank on it reads them at once."""
 LARGEST_COMPARISON = 1024
 """Examples of a batch that are compared with each other in the batch that is planned with: more change its FLOPs by little."""
 
@@ -94,6 +98,8 @@ def predict(
     *,
     precision: str | int | None = None,
     callbacks: tuple[Callback, ...] = (),
+    gathered: Literal["in_turn", "all"] = "in_turn",
+    bucket: int = ZERO_BUCKET,
 ) -> Prediction:
     """Predicts memory, time and size of a run; nothing is trained, read or allocated.
 
@@ -104,6 +110,8 @@ def predict(
         cluster: What it is spread over.
         precision: Of the Trainer.
         callbacks: Of the Trainer: averages of weights take memory.
+        gathered: See `Held`.
+        bucket: See `Held`.
 
     Raises:
         ConfigError: If the objective cannot be predicted, or a setting is impossible.
@@ -145,6 +153,8 @@ def predict(
         working=working,
         converted=converted,
         memory="device" if cluster.device.is_cpu else "host",
+        gathered=gathered,
+        bucket=bucket,
     )
     if any(isinstance(part, nn.LSTM) for part in built.modules()):
         notes.append("activations lack the workspace of torch's LSTM: with it, a pass on a CPU was found to keep four times as much")
@@ -152,6 +162,8 @@ def predict(
         notes.append(AUTOCAST)
     if held.averages == "ema":
         notes.append("a validation puts the weights aside while their averages stand in, which takes as much as the weights once more")
+    rows = tuple(row_of(strategy, held, cluster, Asked(objective, {"callbacks": callbacks})) for strategy in STRATEGIES)
+    notes += _about_hosts(rows, held, cluster)
     peak = cluster.device.peak(precision)
     speed = tokens_per_second(cost, peak, cluster.utilisation, cluster.devices) if peak and cluster.utilisation and cost.flops else None
     return Prediction(
@@ -161,7 +173,7 @@ def predict(
         cluster=cluster,
         batches=batches,
         cost=cost,
-        rows=tuple(row_of(strategy, held, cluster, Asked(objective, {"callbacks": callbacks})) for strategy in STRATEGIES),
+        rows=rows,
         peak=peak,
         speed=speed,
         amounts=amounts(budget, cost, speed),
@@ -183,6 +195,21 @@ def row_of(strategy: Strategy, held: Held, cluster: Cluster, asked: Asked) -> Ro
         return Row(strategy=strategy, refused=refused)
     found = footprint(strategy, held, 1 if strategy == "single" else cluster.devices, cluster.per_group)
     return Row(strategy=strategy, bytes=found, fits=found.total <= cluster.usable)
+
+
+def _about_hosts(rows: Sequence[Row], held: Held, cluster: Cluster) -> list[str]:
+    """What machines need besides their devices."""
+    notes = []
+    offloaded = max((row.bytes.host for row in rows if row.bytes), default=0) * cluster.per_node
+    if offloaded > LARGE:
+        notes.append(f"zero3_offload takes {offloaded / 2**30:.0f} GiB of each machine's own memory")
+    whole = footprint("single", held, 1, 1).lasting
+    if whole > LARGE and cluster.devices > 1:
+        notes.append(
+            f"a checkpoint of one file is {whole / 2**30:.0f} GiB, which rank 0 puts together and every rank reads: under fsdp, "
+            "--trainer.strategy.init_args.checkpoint sharded writes a folder instead"
+        )
+    return notes
 
 
 def _refusal(strategy: Strategy, cluster: Cluster, asked: Asked) -> str:
@@ -216,7 +243,7 @@ def _cost(objective: Objective, built: Objective, batches: Batches, cluster: Clu
     """FLOPs and tokens of a step, by the objective's own account."""
     feeds = objective.feed()
     compares = isinstance(feeds, Feed) and feeds.loss_over == "batch"
-    share = min(batches.global_size // cluster.devices, LARGEST_COMPARISON) if compares else batches.micro_size
+    share = min(batches.global_size // cluster.data_ranks, LARGEST_COMPARISON) if compares else batches.micro_size
     size = _size_of(objective, share)
     batch = planned_batches(feeds, objective.tokenizer, size)
     flops, tokens = built.flops(batch), int(batch["tokens"])

@@ -21,6 +21,7 @@ from lmlab.strategies import DDP, FSDP, ZeRO
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 CLM, BIG = str(CONFIGS / "pretrain/clm.yaml"), ("large", "xl", "1b", "7b", "13b", "70b")
+ADAMW = ("-c", str(CONFIGS / "optim/adamw.yaml"))
 SECONDS = 30.0  # a plan for 70 B, in this process; alone on a core it takes 6
 EXTRA_GIB = 2.0  # the network itself would take 255
 
@@ -116,6 +117,29 @@ def test_devices_that_nobody_has_counted_are_said(capsys: pytest.CaptureFixture[
     assert not plan(capsys, "-c", CLM, "--trainer.devices=auto", "--device=h100", "--devices=4")["notes"]
 
 
+def test_settings_of_the_strategy_are_heard(capsys: pytest.CaptureFixture[str]) -> None:
+    def transient(overlay: str, *given: str) -> int:
+        settings = ("-c", CLM, *ADAMW, "-c", str(CONFIGS / f"strategies/{overlay}.yaml"), "--device=h100", "--devices=4", *given)
+        rows = {row["strategy"]: row for row in plan(capsys, *settings)["strategies"]}
+        return rows[overlay]["bytes"]["transient"]
+
+    assert transient("fsdp", "--trainer.strategy.init_args.reshard_after_forward=never") > transient("fsdp")
+    assert transient("zero2", "--trainer.strategy.init_args.bucket=1000") < transient("zero2")
+
+
+def test_devices_that_share_layers_share_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("-c", CLM, "--device=h100", "--devices=8", "--data.global_batch_size=8")
+    alone, cut = plan(capsys, *asked, "--strategy=fsdp"), plan(capsys, *asked, "--strategy=fsdp_tp")
+    by_config = plan(capsys, "-c", CLM, "-c", str(CONFIGS / "strategies/fsdp_tp.yaml"), *asked[2:])
+    assert (alone["batches"]["micro_size"], cut["batches"]["micro_size"], by_config["batches"]["micro_size"]) == (1, 2, 2)
+
+
+def test_what_large_models_need_of_their_hosts_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    large = ("-c", CLM, *ADAMW, "-c", str(CONFIGS / "backbones/70b.yaml"), "--model.backbone.num_layers=20", "--device=h100", "--devices=8")
+    notes = plan(capsys, *large, "--data.global_batch_size=64")["notes"]
+    assert any("init_args.checkpoint sharded" in note for note in notes) and any("own memory" in note for note in notes)
+
+
 def test_a_peak_and_a_memory_make_any_device(capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, "-c", CLM, "--flops", "100G", "--memory", "0.01", "--utilisation", "0.5")
     assert found["tokens_per_second"] == pytest.approx(0.5 * 100e9 / found["flops_per_token"])
@@ -141,10 +165,10 @@ def test_the_strategy_of_the_config_is_asked_about(capsys: pytest.CaptureFixture
         (FSDP(tensor_parallel=2), "fsdp_tp"),
         (ZeRO(stage=2), "zero2"),
         (ZeRO(stage=3, offload="all"), "zero3_offload"),
-        (ZeRO(stage=3, offload="optimizer"), None),
+        (ZeRO(stage=3, offload="optimizer"), "zero3"),
     ],
 )
-def test_strategies_have_rows(strategy: Any, name: str | None) -> None:
+def test_strategies_have_rows(strategy: Any, name: str) -> None:
     assert planned_strategy(strategy) == name
 
 
@@ -163,6 +187,8 @@ def test_devices_are_counted_as_the_trainer_counts_them(devices: Any, count: int
         (["-c", CLM, "--devices", "6", "--nodes", "4"], "divided evenly"),
         (["-c", CLM, "--memory", "-1"], "not an amount"),
         (["-c", CLM, "--memory", "inf"], "not an amount"),
+        (["-c", CLM, "--memory", "1e300"], "not an amount"),
+        (["-c", CLM, "--devices", "99999999999999999999"], "nobody has"),
         (["-c", CLM, "--flops", "fast"], "where: --flops"),
         (["-c", CLM, "--model.lenght", "3"], "length"),
         (["-c", str(CONFIGS / "pretrain/ngram.yaml")], "an n-gram model cannot be planned"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmlab.planning.memory import ZERO3_PREFETCH, ZERO_BUCKET, Held, Strategy, Working, footprint
+from lmlab.planning.memory import ZERO_BUCKET, Held, Strategy, Working, footprint
 from lmlab.planning.optimizer_state import State
 from lmlab.planning.weights import Network, Weight
 from lmlab.strategies import ZeRO
@@ -73,18 +73,37 @@ def test_ddp_needs_room_for_the_gradients_once_more() -> None:
 
 def test_zero_moves_buckets() -> None:
     """Two buckets in the dtype that travels, and the float32 gradient of the part; stage 3 gathers a layer, and some ahead."""
-    assert inspect.signature(ZeRO).parameters["bucket"].default == ZERO_BUCKET == ZERO3_PREFETCH
+    assert inspect.signature(ZeRO).parameters["bucket"].default == ZERO_BUCKET
     assert f"buckets of {ZERO_BUCKET // 10**6} M elements" in (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
     large = held(4 * ZERO_BUCKET, computes_in=2)
     assert footprint("zero2", large, 8, 8).transient == 2 * 2 * ZERO_BUCKET + 4 * ZERO_BUCKET // 2
-    assert footprint("zero3", large, 8, 8).transient - footprint("zero2", large, 8, 8).transient == 2 * 4 * ZERO_BUCKET + 2 * ZERO3_PREFETCH
+    assert footprint("zero3", large, 8, 8).transient - footprint("zero2", large, 8, 8).transient == 2 * 4 * ZERO_BUCKET + 2 * ZERO_BUCKET
+    small, set_small = held(4 * ZERO_BUCKET, computes_in=2, bucket=1000), held(1000)
+    assert footprint("zero2", small, 8, 8).transient == 2 * 2 * 1000 + 4 * ZERO_BUCKET // 2
+    assert footprint("zero2", set_small, 2, 2).transient == 2 * 4 * 1000 + 4 * 500, "no more than the network has"
+
+
+def test_zero_3_has_what_is_in_no_layer_beside_each_layer() -> None:
+    sizes = {"": 1000, "blocks.0": 400, "blocks.1": 300}
+    weights = tuple(Weight(name=unit or "root", shape=(size,), itemsize=4, trainable=True, unit=unit) for unit, size in sizes.items())
+    found = footprint("zero3", Held(network=Network(weights=weights), states={}, bucket=10), 2, 2)
+    assert found.transient == 2 * 10 * 4 + 4 * 850 + 4 * (1000 + 400 + 10)
+
+
+def test_layers_that_stay_gathered_are_all_there_at_once() -> None:
+    sizes = {"": 1000, "blocks.0": 400, "blocks.1": 400, "blocks.2": 300}
+    weights = tuple(Weight(name=unit or "root", shape=(size,), itemsize=4, trainable=True, unit=unit) for unit, size in sizes.items())
+    network = Network(weights=weights)
+    turns, whole = (footprint("fsdp", Held(network=network, states={}, gathered=how), 4, 4).transient for how in ("in_turn", "all"))
+    assert whole - turns == 4 * 300
 
 
 def test_offload_moves_what_lasts_to_the_host_and_on_a_cpu_nowhere() -> None:
     model = held(1_000_000, computes_in=2)
     on_device, away = footprint("zero3", model, 4, 4), footprint("zero3_offload", model, 4, 4)
     assert away.lasting == away.gradients == 0
-    assert away.host == on_device.lasting + on_device.gradients
+    assert away.host == on_device.lasting + on_device.gradients + 4 * 250_000, "with the float32 gradient of a step"
+    assert away.transient == on_device.transient - 4 * 250_000
     on_cpu = footprint("zero3_offload", held(1_000_000, computes_in=2, memory="device"), 4, 4)
     assert (on_cpu.total, on_cpu.host) == (on_device.total, 0)
 
@@ -92,7 +111,9 @@ def test_offload_moves_what_lasts_to_the_host_and_on_a_cpu_nowhere() -> None:
 def test_averages_are_in_float32_and_divided_like_weights() -> None:
     model = held(1_000_000, itemsize=2, averages="ema")
     assert footprint("single", model, 1, 1).average == 4_000_000
-    assert footprint("fsdp", model, 4, 4).average == 1_000_000
+    assert footprint("fsdp", model, 4, 4).average == footprint("zero3", model, 4, 4).average == 1_000_000
+    assert footprint("zero2", model, 4, 4).average == 4_000_000
+    assert footprint("zero3_offload", model, 4, 4).average == 0
 
 
 def test_teachers_and_buffers_are_whole_on_every_rank() -> None:
