@@ -33,16 +33,20 @@ STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
 
 
 class Count(Callback):
-    """Counts once training is over, on each rank."""
+    """Counts after some steps, on each rank, and ends the run there: no checkpoint of a gigabyte is of use here."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path, self.steps = path, steps
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Writes what this rank holds, in bytes."""
+        if trainer.global_step < self.steps:
+            return
         weights, state = _distinct(_weights(trainer, pl_module)), _distinct(_state(trainer))
         found = {"weights": sum(weights.values()), "optimizer": sum(size for place, size in state.items() if place not in weights)}
         self.path.with_suffix(f".{trainer.global_rank}").write_text(json.dumps(found))
+        trainer.strategy.barrier()
+        raise SystemExit(0)
 
 
 def _weights(trainer: Trainer, module: LightningModule) -> Iterator[Tensor]:
@@ -90,7 +94,7 @@ def train(name: str, folder: Path, config: BackboneConfig, ranks: int, steps: in
         data,
         BudgetConfig(steps=steps, validations=0, checkpoints=0),
         RunConfig(name=name, root=str(folder / "runs")),
-        callbacks=[Count(folder / f"{name}.bytes")],
+        callbacks=[Count(folder / f"{name}.bytes", steps)],
         trainer={"accelerator": "cpu", "devices": ranks, "strategy": strategy, "enable_progress_bar": False},
     )
 
@@ -124,18 +128,23 @@ def measure(config: BackboneConfig, ranks: int = 2, vocab_size: int = 4096) -> d
 def _launch(strategy: str, folder: Path, config: BackboneConfig, ranks: int) -> None:
     """Each rank a process, with a store that this one keeps, as torch's elastic agent does."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_RUN_ID": "bytes", "TORCHELASTIC_USE_AGENT_STORE": True}
     started = []
     for rank in range(ranks):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0, "MASTER_PORT": store.port}
-        os.environ |= {key: str(value) for key, value in own.items()}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "bytes", "TORCHELASTIC_USE_AGENT_STORE": "True"}
-        process = multiprocessing.get_context("spawn").Process(target=train, args=(strategy, folder, config, ranks))
+        own = {**every, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
+        process = multiprocessing.get_context("spawn").Process(target=_as_rank, args=(own, strategy, folder, config, ranks))
         process.start()
         started.append(process)
     for process in started:
         process.join()
         if process.exitcode:
             raise RuntimeError(f"a rank of {strategy} ended with {process.exitcode}")
+
+
+def _as_rank(environment: dict[str, Any], strategy: str, folder: Path, config: BackboneConfig, ranks: int) -> None:
+    os.environ |= {key: str(value) for key, value in environment.items()}
+    torch.set_num_threads(1)
+    train(strategy, folder, config, ranks)
 
 
 def main() -> None:
