@@ -111,7 +111,9 @@ def measure(config: BackboneConfig, ranks: int = 2, vocab_size: int = 4096) -> d
         By strategy: `weights` and `optimizer` in bytes.
     """
     from lmlab.data.corpus import open_corpus
+    from lmlab.strategies import ZeRO
 
+    ZeRO()  # imports DeepSpeed, once for all
     found: dict[str, dict[str, int]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -126,13 +128,13 @@ def measure(config: BackboneConfig, ranks: int = 2, vocab_size: int = 4096) -> d
 
 
 def _launch(strategy: str, folder: Path, config: BackboneConfig, ranks: int) -> None:
-    """Each rank a process, with a store that this one keeps, as torch's elastic agent does."""
+    """Each rank a process, with a store that this one keeps, as torch's elastic agent does; forks, for this one has imported it all."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_RUN_ID": "bytes", "TORCHELASTIC_USE_AGENT_STORE": True}
     started = []
     for rank in range(ranks):
         own = {**every, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
-        process = multiprocessing.get_context("spawn").Process(target=_as_rank, args=(own, strategy, folder, config, ranks))
+        process = multiprocessing.get_context("fork").Process(target=_as_rank, args=(own, strategy, folder, config, ranks))
         process.start()
         started.append(process)
     for process in started:

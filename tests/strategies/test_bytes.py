@@ -11,6 +11,9 @@ OF_DDP = {"fsdp": 0.55, "zero1": 0.85, "zero2": 0.85, "zero3": 0.70}
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # what DeepSpeed imports
+@pytest.mark.filterwarnings("ignore:.*torch.distributed.*deprecated:FutureWarning")  # what it calls
 @pytest.mark.timeout(600)
 def test_ranks_share_weights_and_optimizer_state() -> None:
     found = measure(BackboneConfig(hidden_size=768, num_layers=13, num_heads=12))
