@@ -9,6 +9,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,18 +130,23 @@ def measure(config: BackboneConfig, ranks: int = 2, vocab_size: int = 4096) -> d
 
 def _launch(strategy: str, folder: Path, config: BackboneConfig, ranks: int) -> None:
     """Each rank a process, with a store that this one keeps, as torch's elastic agent does; forks, for this one has imported it all."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_RUN_ID": "bytes", "TORCHELASTIC_USE_AGENT_STORE": True}
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    every = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "bytes", "TORCHELASTIC_USE_AGENT_STORE": True}
     started = []
     for rank in range(ranks):
         own = {**every, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
         process = multiprocessing.get_context("fork").Process(target=_as_rank, args=(own, strategy, folder, config, ranks))
         process.start()
         started.append(process)
+    store = TCPStore(
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )  # its thread is not forked
     for process in started:
         process.join()
         if process.exitcode:
             raise RuntimeError(f"a rank of {strategy} ended with {process.exitcode}")
+    del store
 
 
 def _as_rank(environment: dict[str, Any], strategy: str, folder: Path, config: BackboneConfig, ranks: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import warnings
 from collections.abc import Callable
 
@@ -21,19 +22,22 @@ def forked(job: Callable[[], None], num_ranks: int = 2, exit_code: int = 0) -> N
         num_ranks: Processes.
         exit_code: How each is to end.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the parent keeps it, as torch's elastic agent does
-    port = str(store.port)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
 
     def run(rank: int) -> None:
+        listener.close()
         torch.set_num_threads(1)  # threads do not live on in a fork
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "forked", "GROUP_RANK": "0"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked", "GROUP_RANK": "0"}
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         job()
 
     ranks = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(num_ranks)]
     for rank in ranks:
         rank.start()
+    # the parent keeps it, as torch's elastic agent does; only now, for a fork does not take its thread along, but the locks that this holds
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     try:
         for rank in ranks:
             rank.join(SECONDS)
