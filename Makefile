@@ -8,7 +8,7 @@ PIP := $(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check $(if
 ONE_THREAD := OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-all test-slow test-gpu test-notebooks techniques bench clean format pins
+.PHONY: help setup demo check test test-all test-slow test-ranks test-gpu test-notebooks techniques bench clean format pins
 
 help:  ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-all: $(STAMP)  ## All tests, the slow ones too (under 45 minutes)
 
 test-slow: $(STAMP)  ## Only the slow tests
 	@$(ONE_THREAD) $(PYTHON) -m pytest -m slow
+
+test-ranks: $(STAMP)  ## Every strategy on two and four ranks against one process, each going on from each (under 10 minutes)
+	@$(ONE_THREAD) $(PYTHON) -m pytest -m "not compiler" tests/strategies
 
 test-gpu: $(STAMP)  ## What only GPUs can show; skipped without CUDA
 	@$(PYTHON) -m pytest -m gpu tests/gpu

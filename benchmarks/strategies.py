@@ -73,8 +73,8 @@ def _distinct(tensors: Iterator[Tensor]) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
 
 
-def train(name: str, folder: Path, config: BackboneConfig, ranks: int, steps: int = 2) -> None:
-    """Trains for two steps on rows of 32 tokens; called on each rank.
+def train(name: str, folder: Path, config: BackboneConfig, ranks: int, steps: int = 1) -> None:
+    """Trains on rows of 32 tokens; called on each rank.
 
     Args:
         name: Of the strategy.

@@ -19,10 +19,10 @@ from lmlab.checkpoint import newest_whole, outline
 from lmlab.checkpoint.places import set_aside, sweep
 from lmlab.config import check_choices, fingerprint, leaves, require
 from lmlab.errors import CheckpointError, ConfigError, LabError
+from lmlab.job import Choice, forget_run, run_before_restart, tell_ranks, told_by_rank_zero
 from lmlab.run.directory import RunDirectory, create_run
 from lmlab.run.environment import git_state, write_environment
 from lmlab.run.find import find_run, unfinished
-from lmlab.run.job import Choice, forget_run, run_before_restart, tell_ranks, told_by_rank_zero
 from lmlab.run.record import Record, now
 from lmlab.tokenizer import Tokenizer
 

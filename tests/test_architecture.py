@@ -31,7 +31,7 @@ ORDER = (
     {"rulers"},
     {"callbacks"},
     {"strategies"},
-    {"quiet", "loading"},
+    {"quiet", "loading", "job"},
     {"session", "trainer_settings"},
     {"training"},
     {"planning"},

@@ -26,8 +26,8 @@ from lmlab.cli.launching import LaunchConfig
 from lmlab.cli.ranks import PARENT, read_word
 from lmlab.cli.verdict import SAVED, Ending, error_of, first_cause
 from lmlab.errors import CheckpointError, LabError
+from lmlab.job import run_of_job
 from lmlab.run.directory import RunDirectory
-from lmlab.run.job import run_of_job
 from lmlab.run.record import Record, now
 
 HOST = "localhost"

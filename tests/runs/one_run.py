@@ -132,6 +132,7 @@ DEFAULTS: dict[str, Any] = {
     "resume": "never",
     "steps": 6,
     "checkpoints": 6,
+    "validations": 3,
     "micro": 4,
     "num_workers": 0,
     "dropout": 0.1,
@@ -199,7 +200,7 @@ def main(given: dict[str, Any]) -> None:
     run = fit(
         objective,
         data,
-        BudgetConfig(steps=settings["steps"], validations=3, checkpoints=settings["checkpoints"]),
+        BudgetConfig(steps=settings["steps"], validations=settings["validations"], checkpoints=settings["checkpoints"]),
         RunConfig(name=settings["name"], root=settings["root"], resume=settings["resume"], keep=None),
         callbacks=[
             Diary(settings["diary"], settings["kill_at"], settings["stop_at"]),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from lmlab.callbacks.peak import peak_flops
 from lmlab.checkpoint import read_checkpoint
 from tests.ranks import forked, import_deepspeed
 from tests.runs import one_run
@@ -19,7 +20,7 @@ from tests.runs.conftest import Place, place  # noqa: F401  a fixture
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-PLAIN: dict[str, Any] = {"dropout": 0.0, "optimizer": "adamw", "lr": 1e-3, "steps": 20, "checkpoints": 1, "micro": 2}
+PLAIN: dict[str, Any] = {"dropout": 0.0, "optimizer": "adamw", "lr": 1e-3, "steps": 20, "checkpoints": 1, "validations": 1, "micro": 2}
 Train = Callable[..., dict[str, Any]]
 
 
@@ -27,6 +28,8 @@ Train = Callable[..., dict[str, Any]]
 def train(place: Place) -> Train:  # noqa: F811
     """Trains on so many ranks, and gives the last checkpoint; the same run is not made twice."""
     import_deepspeed()
+    for dtype in (torch.float32, torch.bfloat16):
+        peak_flops("cpu", dtype)  # once for all ranks to come
 
     done: dict[str, dict[str, Any]] = {}
 

@@ -13,6 +13,7 @@ from tests.strategies.test_parity import TOLERANCE
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("strategy", ["fsdp", "zero3"])
 def test_compiled_ranks_train_as_one_process(place: Place, train: Train, strategy: str) -> None:

@@ -34,6 +34,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("strategy", ["zero2_kernels", "zero3_kernels"])
 def test_kernels_train_as_one_process(train: Train, strategy: str) -> None:
@@ -44,6 +45,7 @@ def test_kernels_train_as_one_process(train: Train, strategy: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize(("first", "second"), [("zero2_kernels", "fsdp"), ("auto", "zero3_kernels"), ("zero3_kernels", "zero2")])
 def test_going_on_with_and_without(place: Place, train: Train, first: str, second: str) -> None:

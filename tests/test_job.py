@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from lmlab import job
 from lmlab.errors import LabError
-from lmlab.run import job
+from lmlab.job import Choice, forget_run, run_before_restart, run_of_job, tell_ranks, told_by_rank_zero
 from lmlab.run.directory import RunDirectory
-from lmlab.run.job import Choice, forget_run, run_before_restart, run_of_job, tell_ranks, told_by_rank_zero
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 SECONDS = 30
