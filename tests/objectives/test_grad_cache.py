@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from lmlab.nn.seeding import reseed
+from lmlab.objectives import grad_cache
 from lmlab.tokenizer import Tokenizer
 from tests.objectives.sentence_toy import contrastive, fitted, gradients, stamped
 from tests.objectives.toy import tokenizer
@@ -92,9 +94,8 @@ def test_gradients_with_dropout_are_those_of_the_vectors_that_were_compared(tok:
     batch, step = stamped(made, tok, 2)
     cached = gradients(made, batch, step)
     seeds: list[int] = []
-    plain = torch.manual_seed
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or plain(seed))
+        patch.setattr(grad_cache, "reseed", lambda seed: seeds.append(seed) or reseed(seed))
         made.passes(batch, step)
     made.zero_grad()
     vectors = []
