@@ -3,11 +3,12 @@
 from lmlab.checkpoint.files import write_checkpoint
 from lmlab.checkpoint.plugin import AtomicCheckpointIO
 from lmlab.checkpoint.reading import newest_whole, outline, read_checkpoint, verify
-from lmlab.checkpoint.rebuild import FORMAT, description_of, objective_from, trained_weights
+from lmlab.checkpoint.rebuild import FORMAT, described_in, description_of, objective_from, trained_weights
 
 __all__ = [
     "FORMAT",
     "AtomicCheckpointIO",
+    "described_in",
     "description_of",
     "newest_whole",
     "objective_from",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,12 @@ def verify_file(path: Path) -> None:
 
     Raises:
         DamagedError: If it is missing, truncated, or a bit in it has changed.
-        CheckpointError: If it cannot be read.
+        OSError: If it cannot be read now.
     """
     if not path.is_file():
         raise DamagedError(f"there is no checkpoint {path.name}", where=str(path), remedy="`lmlab runs` lists the runs and what they hold")
-    try:
-        with path.open("rb") as file:
-            damage = what_is_damaged(file)
-    except OSError as error:
-        raise not_read(path, error) from error
+    with path.open("rb") as file:
+        damage = what_is_damaged(file)
     if damage is not None:
         raise broken(path, damage)
 
@@ -73,7 +71,8 @@ def read_file(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: If it is missing or broken.
-        CheckpointError: If it holds anything but tensors and plain values, or cannot be read.
+        CheckpointError: If it holds anything but tensors and plain values.
+        OSError: If it cannot be read now.
     """
     if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
         raise CheckpointError(
@@ -82,27 +81,61 @@ def read_file(path: Path) -> dict[str, Any]:
             remedy="unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",
         )
     verify_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise not_read(path, error) from error
-    except Exception as error:  # of a file that others made: unpickling raises whatever its bytes lead to
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path.name} cannot be loaded safely", where=str(path), why=why, remedy="load only checkpoints that lmlab wrote"
-        ) from error
+    content = load_safely(path, map_location="cpu")
     if not isinstance(content, dict):
         raise broken(path, "it does not hold a checkpoint")
     return content
 
 
+def load_safely(path: Path, *, map_location: str, mmap: bool = False) -> Any:
+    """Loads a file of which nothing is known. No code in it is ever run.
+
+    Args:
+        path: The file.
+        map_location: As for `torch.load`.
+        mmap: As for `torch.load`.
+
+    Raises:
+        CheckpointError: If it holds anything but tensors and plain values.
+        OSError: If it cannot be read now.
+    """
+    try:
+        return torch.load(path, map_location=map_location, mmap=mmap, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of a file that others made: unpickling raises whatever its bytes lead to
+        reasons = [line.strip() for line in str(error).splitlines() if line.strip() and "`weights_only`" not in line]  # how to run its code
+        why = reasons[0] if reasons else type(error).__name__
+        raise CheckpointError(
+            f"{path.name} cannot be loaded safely", where=str(path), why=why, remedy="load only checkpoints that lmlab wrote"
+        ) from error
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Says which checkpoint it was that could not be read.
+
+    Args:
+        path: Its name.
+
+    Raises:
+        CheckpointError: Then.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise not_read(path, error) from error
+
+
 def not_read(path: Path, error: OSError) -> CheckpointError:
-    """What to raise when a checkpoint cannot be read now; it may be whole.
+    """What to raise when a checkpoint cannot be read now; it may be whole, unless it has vanished.
 
     Args:
         path: Its name.
         error: What the system says.
     """
+    if isinstance(error, FileNotFoundError):
+        return broken(path, f"{Path(error.filename or path).name} is gone")
     remedy = "look whether its file system is there, and try again"
     return CheckpointError(f"the checkpoint {path.name} cannot be read", where=str(path), why=str(error), remedy=remedy)
 

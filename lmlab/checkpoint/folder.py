@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import re
 import zlib
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lmlab.checkpoint.files import broken, not_read, read_file, write_checkpoint
+from lmlab.checkpoint.files import broken, read_file, write_checkpoint
 from lmlab.checkpoint.parts import Kind, dtype_of, find_parts
 from lmlab.checkpoint.tree import join
 from lmlab.errors import CheckpointError, DamagedError
 
 CONTENT = "content.pt"
-SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
+SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors", re.ASCII)
 FORMAT = 1
 CHUNK = 1 << 22
 
@@ -88,7 +89,8 @@ def read_rest(folder: Path) -> Rest:
 
     Raises:
         DamagedError: If it is not a folder that lmlab wrote, or a file is missing, strange or of another size.
-        CheckpointError: If it cannot be read, or was written by a newer lmlab.
+        CheckpointError: If it was written by a newer lmlab.
+        OSError: If it cannot be read now.
     """
     if not (folder / CONTENT).is_file():
         why = f"it has no {CONTENT}"
@@ -102,8 +104,8 @@ def read_rest(folder: Path) -> Rest:
     try:
         rest = Rest(
             dict(written["content"]),
-            {str(name): FileSum(*map(int, value)) for name, value in written["files"].items()},
-            {str(key): Kind(tuple(map(int, shape)), str(dtype)) for key, (shape, dtype) in written["tensors"].items()},
+            {str(name): FileSum(*map(index, value)) for name, value in written["files"].items()},
+            {str(key): Kind(tuple(map(index, shape)), str(dtype)) for key, (shape, dtype) in written["tensors"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise broken(folder, f"{CONTENT} does not say which shards there are") from error
@@ -133,14 +135,10 @@ def check_sums(folder: Path, rest: Rest, part: int = 0, parts: int = 1) -> None:
 
     Raises:
         DamagedError: If a byte has changed.
-        CheckpointError: If one cannot be read.
+        OSError: If one cannot be read now.
     """
     for name in sorted(rest.files)[part::parts]:
-        try:
-            found = sum_of(folder / name)
-        except OSError as error:
-            raise not_read(folder / name, error) from error
-        if found != rest.files[name]:
+        if sum_of(folder / name) != rest.files[name]:
             raise broken(folder, f"the checksum of {name} is wrong")
 
 
@@ -152,7 +150,8 @@ def verify_folder(folder: Path) -> None:
 
     Raises:
         DamagedError: If a file is missing, of another size, strange, or a byte in one has changed.
-        CheckpointError: If it cannot be read, or was written by a newer lmlab.
+        CheckpointError: If it was written by a newer lmlab.
+        OSError: If it cannot be read now.
     """
     check_sums(folder, read_rest(folder))
 
@@ -165,14 +164,13 @@ def read_folder(folder: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: If it is broken.
-        CheckpointError: If it cannot be read, or was written by a newer lmlab.
+        CheckpointError: If it was written by a newer lmlab, or does not fit this host.
+        OSError: If it cannot be read now.
     """
     rest = read_rest(folder)
     check_sums(folder, rest)
     try:
         return join(rest.content, _whole_tensors(folder, rest))
-    except OSError as error:
-        raise not_read(folder, error) from error
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise broken(folder, f"its parts do not fit together: {error}") from error
 
@@ -180,8 +178,12 @@ def read_folder(folder: Path) -> dict[str, Any]:
 def _whole_tensors(folder: Path, rest: Rest) -> dict[str, Tensor]:
     from safetensors import safe_open
 
-    whole = {key: torch.empty(kind.shape, dtype=dtype_of(kind)) for key, kind in rest.tensors.items()}
     parts = find_parts(folder, list(rest.files), rest.tensors)
+    try:
+        whole = {key: torch.empty(kind.shape, dtype=dtype_of(kind)) for key, kind in rest.tensors.items()}
+    except RuntimeError as error:
+        what, remedy = f"{folder.name} does not fit the memory of this host", "read it on a larger one"
+        raise CheckpointError(what, where=str(folder), why=str(error).splitlines()[0], remedy=remedy) from error
     for name in rest.files:
         with safe_open(folder / name, framework="pt") as file:
             for key, part in ((key, part) for key, of_key in parts.items() for part in of_key if part.file == name):

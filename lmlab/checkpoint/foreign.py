@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmlab.checkpoint.files import write_checkpoint
 from lmlab.checkpoint.folder import CONTENT
-from lmlab.checkpoint.places import not_written, put_in_place, remove, temporary_for
+from lmlab.checkpoint.places import not_written, put_in_place, remove, sync, temporary_for
 from lmlab.errors import CheckpointError
 
 Foreign = Literal["torch", "deepspeed"]
@@ -80,6 +80,7 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     temporary = temporary_for(path)
     try:
         save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}, temporary)
+        sync(temporary)
         put_in_place(temporary, path)
     except (OSError, SafetensorError) as error:
         remove(temporary)

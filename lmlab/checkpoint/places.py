@@ -48,7 +48,7 @@ def put_in_place(source: Path, target: Path) -> None:
         source: In the same folder as the target.
         target: May exist.
     """
-    if target.exists() and (source.is_dir() or target.is_dir()):
+    if os.path.lexists(target) and (source.is_dir() or target.is_dir()):  # also a link to a disk that is not there
         aside = target.with_name(f".{target.name}.{os.getpid()}.old")
         remove(aside)
         target.rename(aside)
@@ -97,7 +97,7 @@ def remove(path: Path) -> None:
         return
     hidden = path if path.name.startswith(".") else temporary_for(path)
     if hidden != path:
-        shutil.rmtree(hidden, ignore_errors=True)
+        remove(hidden)
         path.rename(hidden)
     shutil.rmtree(hidden)
 
@@ -119,7 +119,7 @@ def sweep(folder: Path) -> None:
     """
     for aside in folder.glob(".*.old"):
         place = folder / aside.name[1:].rsplit(".", 2)[0]
-        if place.exists():
+        if os.path.lexists(place):
             remove(aside)
         else:
             aside.rename(place)

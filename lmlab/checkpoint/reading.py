@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lmlab.checkpoint.files import broken, not_read, read_file, verify_file
+from lmlab.checkpoint.files import broken, load_safely, read_file, readable, verify_file
 from lmlab.checkpoint.folder import CONTENT, read_folder, verify_folder
 from lmlab.errors import DamagedError
 
@@ -26,7 +24,8 @@ def verify(path: Path) -> None:
         DamagedError: If it is missing, truncated, or a bit in it has changed.
         CheckpointError: If it cannot be read, or was written by a newer lmlab.
     """
-    (verify_folder if path.is_dir() else verify_file)(path)
+    with readable(path):
+        (verify_folder if path.is_dir() else verify_file)(path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -36,9 +35,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         path: The file or folder.
 
     Raises:
-        CheckpointError: If it is missing or broken, or holds anything but tensors and plain values.
+        CheckpointError: If it is missing, broken or cannot be read, or holds anything but tensors and plain values.
     """
-    return read_folder(path) if path.is_dir() else read_file(path)
+    with readable(path):
+        return read_folder(path) if path.is_dir() else read_file(path)
 
 
 def outline(path: Path) -> dict[str, Any]:
@@ -50,14 +50,11 @@ def outline(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing, broken or cannot be read.
     """
-    file = path / CONTENT if path.is_dir() else path
-    try:
-        content = torch.load(file, map_location="meta", mmap=True, weights_only=True)
-        content = content["content"] if path.is_dir() else content
-    except OSError as error:
-        raise not_read(path, error) from error
-    except Exception as error:  # unpickling raises whatever the bytes lead to
-        raise broken(path, (str(error).splitlines() or [type(error).__name__])[0]) from error
+    with readable(path):
+        is_folder = path.is_dir()
+        content = load_safely(path / CONTENT if is_folder else path, map_location="meta", mmap=True)
+    if is_folder:
+        content = content.get("content") if isinstance(content, dict) else None
     if not isinstance(content, dict):
         raise broken(path, "it does not hold a checkpoint")
     return content

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,22 @@ def description_of(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return mine
 
 
+def described_in(content: dict[str, Any], path: Path, allow: tuple[str, ...] = ()) -> Any:
+    """The objective that a checkpoint describes, not built.
+
+    Args:
+        content: What `read_checkpoint` or `outline` returned.
+        path: Where it came from, for messages.
+        allow: Further top-level packages that a class path may name.
+
+    Raises:
+        CheckpointError: If lmlab did not write it, a newer lmlab did, or it describes none.
+    """
+    mine = description_of(content, path)
+    with _described(path):
+        return rebuild(mine["objective"], allow)
+
+
 def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] = ()) -> LightningModule:
     """Makes the objective that a checkpoint describes and gives it the trained weights.
 
@@ -63,16 +81,20 @@ def objective_from(content: dict[str, Any], path: Path, allow: tuple[str, ...] =
     Raises:
         CheckpointError: If lmlab did not write it, a newer lmlab did, or weights and configs do not fit.
     """
-    mine = description_of(content, path)
-    try:
-        objective = rebuild(mine["objective"], allow)
-        with after_each_block(None):  # a guest of a network that is being built, and shared, stays whole
-            objective.configure_model()
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"the description of the objective in {path.name} is broken"
-        raise CheckpointError(what, where=str(path), why=f"{type(error).__name__}: {error}", remedy="use another checkpoint") from error
+    objective = described_in(content, path, allow)
+    with _described(path), after_each_block(None):  # a guest of a network that is being built, and shared, stays whole
+        objective.configure_model()
     try:
         objective.load_state_dict(trained_weights(content), strict=objective.strict_loading)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path.name} do not fit its own configs", where=str(path), why=str(error)) from error
     return objective.eval()
+
+
+@contextmanager
+def _described(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"the description of the objective in {path.name} is broken"
+        raise CheckpointError(what, where=str(path), why=f"{type(error).__name__}: {error}", remedy="use another checkpoint") from error

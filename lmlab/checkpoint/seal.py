@@ -6,11 +6,14 @@ has written.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import zipfile
 import zlib
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import torch
 
 SEAL = "lmlab crc32 {:08x}"
 SEAL_RULE = re.compile(rb"lmlab crc32 ([0-9a-f]{8})")
@@ -61,7 +64,8 @@ def what_is_damaged(file: BinaryIO) -> str | None:
     """Reads an archive through.
 
     Args:
-        file: Open for reading. If it has no seal, because another program wrote it, its members are compared with their own sums.
+        file: Open for reading. If it has no seal, because another program wrote it, its members are compared with their own sums, and
+            torch's reader is asked for each, because it looks at other fields of the directory than Python's.
 
     Returns:
         What is wrong, if anything is.
@@ -95,9 +99,16 @@ def _what_is_damaged_inside(file: BinaryIO) -> str | None:
         return "it does not end as an archive does: truncated, or another kind of file"
     try:
         with zipfile.ZipFile(file) as archive:
-            member = archive.testzip()
-            if any(one.flag_bits & ~0x808 or one.external_attr for one in archive.infolist()):
-                return "its directory is not one that torch writes"
-    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error):
+            member, listed = archive.testzip(), archive.infolist()
+        if member is not None:
+            return f"the checksum of '{member}' in it is wrong"
+        file.seek(0)
+        reader: Any = torch._C.PyTorchFileReader(file)
+        names = [one.filename.partition("/")[2] for one in listed]
+        offsets = [reader.get_record_offset(name) for name in names]
+    except Exception as error:  # readers raise whatever the bytes lead to
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a seek to where there is no file
+            raise
         return "it is not a whole archive: truncated, or another kind of file"
-    return None if member is None else f"the checksum of '{member}' in it is wrong"
+    is_torchs = len(set(offsets)) == len(names) and not any(one.flag_bits & ~0x808 or one.external_attr for one in listed)
+    return None if is_torchs else "its directory is not one that torch writes"

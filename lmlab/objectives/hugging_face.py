@@ -51,13 +51,7 @@ def read_hugging_face(folder: Path, tokenizer: Tokenizer, where: str) -> TokenOb
 
     Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language Models" (the mean).
     """
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"config.json in {folder.name} is broken", where=str(folder), why=str(error), remedy="save it anew"
-        ) from error
-    config, family = config_from_hugging_face(settings), settings["model_type"]
+    config, family = config_in(folder)
     own = Tokenizer.load(folder, num_sentinels=len(tokenizer.sentinel_ids))
     if own.fingerprint != tokenizer.fingerprint:
         raise ConfigError(
@@ -81,6 +75,24 @@ def read_hugging_face(folder: Path, tokenizer: Tokenizer, where: str) -> TokenOb
         why = " ".join(str(error).split("\n")[1:2]).strip()
         raise CheckpointError(f"the weights in {folder.name} do not fit its config", where=str(folder), why=why) from error
     return made.eval()
+
+
+def config_in(folder: Path) -> tuple[BackboneConfig, Family]:
+    """The network in a folder of transformers, and its family.
+
+    Args:
+        folder: With `config.json`.
+
+    Raises:
+        CheckpointError: If that is broken.
+        ConfigError: If the family is unknown, or a setting asks for something that is not built.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config_from_hugging_face(settings), settings["model_type"]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        what = f"config.json in {folder.name} is broken"
+        raise CheckpointError(what, where=str(folder), why=str(error), remedy="save it anew") from error
 
 
 def objective_of_family(family: Family, tokenizer: Tokenizer, config: BackboneConfig) -> TokenObjective:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from lmlab.backbones.pretrained import config_from_hugging_face
-from lmlab.checkpoint import description_of, outline
-from lmlab.config import rebuild
+from lmlab.checkpoint import described_in, outline
 from lmlab.errors import CheckpointError, ConfigError
 from lmlab.objectives.base import Objective
 from lmlab.objectives.distillation import Distillation
-from lmlab.objectives.hugging_face import is_hugging_face, objective_of_family
+from lmlab.objectives.hugging_face import config_in, is_hugging_face, objective_of_family
 from lmlab.objectives.teachers import TeacherConfig, teacher_in
 from lmlab.objectives.tokens import TokenObjective
 from lmlab.run.find import find_checkpoint
@@ -54,15 +51,14 @@ def seat_teachers(objective: Objective, described: list[Objective]) -> None:
 def _described(config: TeacherConfig, tokenizer: Tokenizer, where: str) -> Objective:
     folder = Path(config.run).expanduser()
     if is_hugging_face(folder):
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return objective_of_family(settings["model_type"], tokenizer, config_from_hugging_face(settings))
+        network, family = config_in(folder)
+        return objective_of_family(family, tokenizer, network)
     try:
         path = find_checkpoint(config.run, config.checkpoint)
-        content = outline(path)  # sizes only: no weight is read
+        found = described_in(outline(path), path)  # sizes only: no weight is read
     except CheckpointError as error:
         remedy = "train the teacher first, or name another"
         raise CheckpointError(error.what, where=f"{where}.run = {config.run}", why=error.why, remedy=remedy) from error
-    found = rebuild(description_of(content, path)["objective"])
     if not isinstance(found, Objective):
         raise ConfigError(f"the run '{config.run}' cannot teach", where=f"{where}.run", why="it is no objective", remedy="name another")
     return found

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lmlab.checkpoint.files import broken
+from lmlab.checkpoint.files import broken, not_read
 from lmlab.checkpoint.folder import FileSum, Rest, check_sums, read_rest, sum_of, write_rest
 from lmlab.checkpoint.optimizer_names import group_names, names_by_number
 from lmlab.checkpoint.parts import Kind, dtype_of, find_parts
@@ -80,7 +80,7 @@ def read_shards(path: Path, module: LightningModule, optimizers: list[Optimizer]
         CheckpointError: On all ranks, if a file is broken, or tensors are not those of the module.
     """
     rank, size = distributed.get_rank(), distributed.get_world_size()
-    agree = partial(_agree, otherwise=lambda error: broken(path, f"its parts do not fit together: {_reason(error)}"))
+    agree = partial(_agree, otherwise=partial(_not_together, path))
     rest: Rest = agree(lambda: read_rest(path))
     agree(lambda: check_sums(path, rest, rank, size))
     agree(lambda: find_parts(path, list(rest.files), rest.tensors) if rank == 0 else None)
@@ -158,10 +158,19 @@ def _not_written(path: Path, error: BaseException) -> CheckpointError:
     return not_written(path, reason, is_full=FULL in reason)
 
 
-def _reason(error: BaseException) -> str:
+def _not_together(path: Path, error: BaseException) -> CheckpointError:
+    cause = _first(error)
+    return not_read(path, cause) if isinstance(cause, OSError) else broken(path, f"its parts do not fit together: {_reason(cause)}")
+
+
+def _first(error: BaseException) -> BaseException:
     """What went wrong first; torch wraps what went wrong on each rank."""
     causes = list(error.failures.values()) if isinstance(error, CheckpointException) else []
-    return str(causes[0][0] if causes else error).strip() or type(error).__name__
+    return causes[0][0] if causes else error
+
+
+def _reason(error: BaseException) -> str:
+    return str(_first(error)).strip() or type(error).__name__
 
 
 def _told_by_first(value: T) -> T:

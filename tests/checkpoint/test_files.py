@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from lmlab.checkpoint import newest_whole, read_checkpoint, verify, write_checkpoint
+from lmlab.checkpoint import newest_whole, outline, read_checkpoint, verify, write_checkpoint
 from lmlab.checkpoint.places import sweep
 from lmlab.checkpoint.seal import what_is_damaged
 from lmlab.errors import CheckpointError, DamagedError
@@ -92,20 +93,58 @@ def test_what_torch_and_zip_programs_write_and_read(tmp_path: Path) -> None:
         assert archive.testzip() is None
 
 
-@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
-def test_what_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    older, newer = written(tmp_path, "step=0000001.ckpt"), written(tmp_path, "step=0000002.ckpt")
-    real = Path.open
+def test_no_changed_bit_of_a_file_of_torchs_is_loaded(tmp_path: Path) -> None:
+    """Which has no checksum of the whole: in its directory, what is not found is what no reader looks at."""
+    path = tmp_path / "torch.ckpt"
+    torch.save({"a": torch.arange(10.0)}, path)
+    whole = path.read_bytes()
+    for at in range(8 * whole.find(b"PK\1\2"), 8 * len(whole), 5):  # all bits of a byte in turn
+        data = bytearray(whole)
+        data[at // 8] ^= 1 << at % 8
+        path.write_bytes(data)
+        with contextlib.suppress(DamagedError):
+            assert torch.equal(read_checkpoint(path)["a"], torch.arange(10.0)), at
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, call: str, broken: Path, error: OSError) -> None:
+    real = getattr(Path, call)
 
     def fails(self: Path, *given: Any, **more: Any) -> Any:
-        if self == newer:
-            raise OSError(number, os.strerror(number))
+        if self == broken:
+            raise error
         return real(self, *given, **more)
 
-    monkeypatch.setattr(Path, "open", fails)
-    with pytest.raises(CheckpointError, match="cannot be read") as caught:
-        newest_whole([newer, older])
-    assert not isinstance(caught.value, DamagedError)
+    monkeypatch.setattr(Path, call, fails)
+
+
+@pytest.mark.parametrize("call", ["open", "stat"])
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
+    older, newer = written(tmp_path, "step=0000001.ckpt"), written(tmp_path, "step=0000002.ckpt")
+    failing(monkeypatch, call, newer, OSError(number, os.strerror(number)))
+    for reads in (lambda path: newest_whole([path, older]), read_checkpoint):
+        with pytest.raises(CheckpointError, match="cannot be read") as caught:
+            reads(newer)
+        assert not isinstance(caught.value, DamagedError)
+
+
+def test_what_vanishes_while_it_is_read_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older, newer = written(tmp_path, "step=0000001.ckpt"), written(tmp_path, "step=0000002.ckpt")
+    failing(monkeypatch, "open", newer, FileNotFoundError(errno.ENOENT, "No such file", str(newer)))
+    assert newest_whole([newer, older]) == older
+    assert newest_whole([tmp_path / "step=0000003.ckpt", older]) == older
+
+
+@pytest.mark.parametrize("kind", ["list", "code", "empty", "nothing"])
+def test_an_outline_raises_one_kind_of_error(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "step=0000001.ckpt"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind != "nothing":
+        torch.save([1] if kind == "list" else {"x": Evil(tmp_path / "was-run")}, path)
+    with pytest.raises(CheckpointError) as caught:
+        outline(path)
+    assert "do:" in str(caught.value) and "likely succeed" not in str(caught.value) and not (tmp_path / "was-run").exists()
 
 
 def test_a_broken_newest_one_falls_back_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

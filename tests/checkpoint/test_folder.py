@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmlab.checkpoint import newest_whole, outline, read_checkpoint, verify, write_checkpoint
+from lmlab.checkpoint import folder, newest_whole, outline, read_checkpoint, verify, write_checkpoint
 from lmlab.checkpoint.tree import cut, join
-from lmlab.errors import CheckpointError
+from lmlab.errors import CheckpointError, DamagedError
 
 WHOLE = torch.arange(15.0).reshape(5, 3)
 HALF = torch.arange(4, dtype=torch.bfloat16)
@@ -97,12 +98,16 @@ def test_every_fault_is_found_and_named(tmp_path: Path, fault: str, caplog: pyte
         ({"second": {"state_dict/w": ([3, 0], WHOLE[3:].double())}}, "of another kind"),
         ({"second": {"state_dict/w": ([3], WHOLE[3])}}, "of another kind"),
         ({"second": {"else": ([0, 0], WHOLE)}}, "not of this checkpoint"),
-        ({"tensors": {"state_dict/w": ((5, 3), "load")}}, "not a type"),
+        ({"tensors": {"state_dict/w": ((5, 3), "load"), MOMENT: ((4,), "load")}}, "not a type"),
         ({"tensors": 3}, "does not say"),
         ({"files": {"../shard-1.safetensors": (3, 4)}}, "not the name of a shard"),
-        ({"tensors": {"state_dict/w": ((5, 3), 7)}}, "not a type"),
+        ({"tensors": {"state_dict/w": ((5, 3), 7), MOMENT: ((4,), 7)}}, "not a type"),
         ({"files": {3: (3, 4)}}, "not the name of a shard"),
         ({"files": {"shard-1.safetensors": (3, "four")}}, "does not say"),
+        ({"files": {"shard-1.safetensors": (float("inf"), 4)}}, "does not say"),
+        ({"files": {f"{'a' * 300}.safetensors": (3, 4)}}, "not the name of a shard"),
+        ({"tensors": {"state_dict/w": ("53", "float32")}}, "does not say"),
+        ({"tensors": {"state_dict/w": ((10**14, 3), "float32"), MOMENT: ((4,), "bfloat16")}}, "15 of 300000000000000 numbers"),
         ({"content": [3]}, "does not say"),
         ({"content": {"state_dict": {"lost": {"lmlab_shard": "state_dict/lost"}}}}, "do not fit together.*state_dict/lost"),
         ({"lmlab_folder": 2}, "newer lmlab"),
@@ -112,6 +117,25 @@ def test_every_fault_is_found_and_named(tmp_path: Path, fault: str, caplog: pyte
 def test_what_does_not_fit_together_is_refused(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
         read_checkpoint(a_folder(tmp_path / "step=0000003.ckpt", **changed))
+
+
+def test_a_folder_that_is_larger_than_memory_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_folder(tmp_path / "step=0000003.ckpt")
+
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(folder, "torch", SimpleNamespace(empty=full))
+    with pytest.raises(CheckpointError, match="does not fit the memory") as caught:
+        read_checkpoint(path)
+    assert not isinstance(caught.value, DamagedError)
+
+
+@pytest.mark.parametrize("content", [[1], {}, {"content": [1]}])
+def test_an_outline_of_something_else(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "content.pt")
+    with pytest.raises(CheckpointError, match="does not hold a checkpoint"):
+        outline(tmp_path)
 
 
 def test_cutting_and_joining_are_inverse() -> None:

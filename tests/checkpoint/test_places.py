@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmlab.checkpoint import places
-from lmlab.checkpoint.places import link, put_in_place, remove, set_aside, sweep
+from lmlab.checkpoint.places import link, put_in_place, remove, set_aside, sweep, temporary_for
 from lmlab.errors import CheckpointError
 
 
@@ -119,6 +119,20 @@ def test_a_folder_that_was_moved_and_linked_is_only_unlinked(tmp_path: Path) -> 
     (checkpoints / "best.ckpt").symlink_to(elsewhere)
     put_in_place(a_folder(checkpoints / ".new", "new"), checkpoints / "best.ckpt")
     assert read(checkpoints / "best.ckpt") == "new" and read(elsewhere) == "x"
+
+
+def test_links_that_lead_nowhere_are_in_nobodys_way(tmp_path: Path) -> None:
+    """A disk to which a checkpoint was moved, and which is not there now."""
+    best, step = tmp_path / "best.ckpt", a_folder(tmp_path / "step=0000001.ckpt", "x")
+    best.symlink_to(tmp_path / "nowhere")
+    link(step, best)
+    assert read(best) == "x" and not best.is_symlink()
+    temporary_for(step).symlink_to(tmp_path / "nowhere")
+    remove(step)
+    step.symlink_to(tmp_path / "nowhere")
+    a_folder(tmp_path / f".{step.name}.7.old", "older")
+    sweep(tmp_path)
+    assert names(tmp_path) == ["best.ckpt", "step=0000001.ckpt"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmlab.checkpoint import read_checkpoint
+from lmlab.checkpoint import foreign, read_checkpoint
 from lmlab.cli.dispatch import main
 from tests.checkpoint.test_folder import HALF, WHOLE, a_folder
 from tests.ranks import forked
@@ -81,6 +81,14 @@ def test_a_folder_of_torchs_needs_trust(tmp_path: Path, capsys: pytest.CaptureFi
         assert torch.equal(weights["layer.w"], WHOLE) and torch.equal(weights["layer.b"], HALF)
 
 
+def test_bare_weights_are_on_the_disk_before_they_have_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bool] = []
+    target = tmp_path / "weights.safetensors"
+    monkeypatch.setattr(foreign, "sync", lambda path: synced.append(path.stat().st_size > 0 and not target.exists()))
+    foreign.write_weights({"w": WHOLE}, target)
+    assert synced == [True] and torch.equal(load_file(target)["w"], WHOLE)
+
+
 @pytest.mark.parametrize("file", [".metadata", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
 def test_code_in_a_folder_runs_only_if_it_is_trusted(tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     marker, folder = tmp_path / "was-run", tmp_path / "folder"
@@ -130,6 +138,8 @@ def test_a_folder_of_deepspeeds(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for given in (folder, folder / "checkpoint"):
         target = tmp_path / f"{given.name}.safetensors"
         assert consolidate(given, "--trust", "--to", target) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(str(target)) and len(said.splitlines()) == 3, "nothing that DeepSpeed prints"
         weights = load_file(target)
         assert weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
 

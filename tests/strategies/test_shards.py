@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 import lmlab
 from lmlab.checkpoint import read_checkpoint
 from lmlab.cli.dispatch import main
-from lmlab.errors import CheckpointError
+from lmlab.errors import CheckpointError, DamagedError
 from lmlab.strategies import shards
+from tests.checkpoint.test_folder import HALF, MOMENT, WHOLE, a_folder
+from tests.ranks import forked
 from tests.runs import one_run
 from tests.runs.conftest import Place
 from tests.strategies.conftest import Train
@@ -33,6 +38,15 @@ pytestmark = [
 
 SHORT: dict[str, Any] = {"steps": 3, "checkpoints": 3, "averaged": True}
 AS_FILE = {"fsdp": 2, "hsdp": 4, "fsdp_tp": 4}
+
+
+class Plain(LightningModule):
+    """What the folders that are written by hand are of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(5, 3))
+        self.register_buffer("tied", self.w.detach())
 
 
 def checkpoints(place: Place, name: str) -> list[Path]:
@@ -165,6 +179,47 @@ def test_no_rank_reads_or_writes_a_whole_tensor(place: Place, train: Train) -> N
     for rank in range(4):
         [written] = place.folder.glob(f"*.largest{rank}")
         assert 0 < int(written.read_text()) <= sizes[0] // 4 + 32, "a quarter, up to one row"
+
+
+def alone(job: Callable[[], None]) -> None:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    job()
+
+
+SECOND: list[tuple[dict[str, tuple[list[int], Tensor]], str]] = [
+    ({"state_dict/w": ([4, 0], WHOLE[4:]), MOMENT: ([0], HALF)}, "12 of 15 numbers"),  # the fourth row would be what was in memory
+    ({"state_dict/w": ([2, 0], WHOLE[3:]), MOMENT: ([0], HALF)}, "twice"),
+    ({"state_dict/w": ([3, 0], WHOLE[3:].double()), MOMENT: ([0], HALF)}, "of another kind"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(SECOND)))
+def test_parts_that_do_not_make_up_a_tensor_are_refused(tmp_path: Path, case: int) -> None:
+    second, said = SECOND[case]
+    path = a_folder(tmp_path / "step=0000003.ckpt", second=second)
+
+    def job() -> None:
+        with pytest.raises(DamagedError, match=said):
+            shards.read_shards(path, Plain(), [])
+
+    forked(partial(alone, job), num_ranks=1)
+
+
+def test_a_shard_that_cannot_be_read_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_folder(tmp_path / "step=0000003.ckpt")
+
+    def stale(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def job() -> None:
+        assert torch.equal(shards.read_shards(path, Plain(), [])["state_dict"]["w"], WHOLE)
+        for place, name in ((shards, "check_sums"), (shards.HuggingFaceStorageReader, "read_data")):
+            with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="cannot be read") as caught:
+                patch.setattr(place, name, stale)
+                shards.read_shards(path, Plain(), [])
+            assert not isinstance(caught.value, DamagedError)
+
+    forked(partial(alone, job), num_ranks=1)
 
 
 def test_a_broken_shard_is_found_and_the_checkpoint_before_it_taken(place: Place, train: Train) -> None:
