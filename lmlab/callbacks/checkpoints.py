@@ -15,7 +15,7 @@ from lmlab.budget import Spent
 from lmlab.callbacks.budget import clock_of
 from lmlab.checkpoint import outline
 from lmlab.checkpoint.places import link, remove, sweep
-from lmlab.errors import CheckpointError
+from lmlab.errors import DamagedError
 from lmlab.run.directory import step_files
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,6 @@ class Checkpoints(Checkpoint):
     def _has_best(self) -> bool:
         """Whether `best.ckpt` is what it should be."""
         try:
-            return self._best_path.exists() and outline(self._best_path)["global_step"] == self.best_step
-        except CheckpointError:
+            return self._best_path.exists() and outline(self._best_path).get("global_step") == self.best_step
+        except DamagedError:
             return False
