@@ -239,8 +239,9 @@ class ZeRO(DeepSpeedStrategy):
 
 
 def _with_buckets_within(sharing: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """DeepSpeed allocates buckets whole, and anew in each backward pass, however few parameters there are to fill them."""
-    return {key: min(value, max(size, 1)) if key.endswith("bucket_size") else value for key, value in sharing.items()}
+    """DeepSpeed allocates buckets whole, and anew in each backward pass, however few parameters fill them; and it wants even ones."""
+    buckets = {key: min(value, max(size, 1)) for key, value in sharing.items() if key.endswith("bucket_size")}
+    return {**sharing, **{key: elements + elements % 2 for key, elements in buckets.items()}}
 
 
 def _plain(optimizer: Any) -> Any:

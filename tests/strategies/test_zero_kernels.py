@@ -80,4 +80,4 @@ def test_buckets_are_no_larger_than_the_network() -> None:
         "reduce_bucket_size": 10,
         "stage3_prefetch_bucket_size": 10,
     }
-    assert _with_buckets_within(sharing, 0)["reduce_bucket_size"] == 1, "an empty network"
+    assert _with_buckets_within(sharing, 0)["reduce_bucket_size"] == 2, "an empty network"
