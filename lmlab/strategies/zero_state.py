@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,15 +69,14 @@ def read_optimizer(module: nn.Module, optimizer: Any, names: list[list[str]], ke
     """
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    flat = _flat_parts(optimizer)
     _link(optimizer)
     state: dict[str, dict[str, Any]] = {}
     parameters = dict(module.named_parameters())
-    for group, part in zip(names, flat, strict=True):
+    for part, tile in _flat_parts(module, optimizer, names):
         own = optimizer.optimizer.state[part]
         split = [key for key, value in own.items() if isinstance(value, Tensor) and value.shape == part.shape]
         rest = {key: value if isinstance(value, Tensor) else torch.tensor(float(value)) for key, value in own.items() if key not in split}
-        for name in group:
+        for name in tile:
             full: dict[str, Any] = {key: safe_get_full_optimizer_state(parameters[name], key) for key in split}
             if keep:
                 state[name] = {key: value.detach().cpu().clone() for key, value in full.items()}
@@ -100,8 +99,8 @@ def write_optimizer(module: nn.Module, optimizer: Any, state: Mapping[str, Any])
     from deepspeed.utils import safe_set_full_optimizer_state
 
     parameters = dict(module.named_parameters())
-    for group, part in zip(state["param_groups"], _flat_parts(optimizer), strict=True):
-        sample: Mapping[str, Any] = next((state["state"][name] for name in group["params"] if name in state["state"]), {})
+    for part, tile in _flat_parts(module, optimizer, [group["params"] for group in state["param_groups"]]):
+        sample: Mapping[str, Any] = next((state["state"][name] for name in tile if name in state["state"]), {})
         own = optimizer.optimizer.state[part]
         for key, value in sample.items():
             if value.ndim > 0:
@@ -117,9 +116,16 @@ def write_optimizer(module: nn.Module, optimizer: Any, state: Mapping[str, Any])
         group.update({key: value for key, value in saved.items() if key in group and key != "params"})
 
 
-def _flat_parts(optimizer: Any) -> list[Tensor]:
-    """This rank's part of each group, laid out flat: what the inner optimizer steps."""
-    return getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
+def _flat_parts(module: nn.Module, optimizer: Any, names: list[list[str]]) -> Iterator[tuple[Tensor, list[str]]]:
+    """This rank's parts of parameters, laid out flat, which the inner optimizer steps one by one, with the names of those parameters.
+
+    Stages 1 and 2 have one for each group. Stage 3 cuts a group of more than 10^9 elements on a rank (`sub_group_size`) into several.
+    """
+    if hasattr(optimizer, "single_partition_of_fp32_groups"):
+        return zip(optimizer.single_partition_of_fp32_groups, names, strict=True)
+    name_of = {id(parameter): name for name, parameter in module.named_parameters()}
+    tiles = [[name_of[id(parameter)] for parameter in tile] for tile in optimizer.fp16_groups]
+    return zip(optimizer.fp32_partitioned_groups_flat, tiles, strict=True)
 
 
 def _link(optimizer: Any) -> None:

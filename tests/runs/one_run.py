@@ -163,7 +163,16 @@ def strategy(name):
     made |= {f"zero{stage}_offload": partial(made[f"zero{stage}"], offload=what) for stage, what in ((2, "optimizer"), (3, "all"))}
     made |= {"zero2_kernels": partial(made["zero2"], kernels="deepspeed")}
     made |= {"zero3_kernels": partial(made["zero3_offload"], kernels="deepspeed")}
+    made |= {f"zero{stage}_small": partial(_small, made[f"zero{stage}"]) for stage in (1, 2, 3)}
     return made[name]() if name in made else name
+
+
+def _small(make: Callable[..., Any]) -> Any:
+    """Limits that are small beside the network, as they are beside one of billions of parameters: it takes many of each, some overfull."""
+    limits = {"sub_group_size": 3000, "stage3_max_live_parameters": 9000, "stage3_max_reuse_distance": 1000}
+    sharing = make(bucket=1000, persistence=100)  # of vectors, not of matrices
+    sharing.config["zero_optimization"] |= limits if sharing.stage == 3 else {}
+    return sharing
 
 
 def main(given: dict[str, Any]) -> None:

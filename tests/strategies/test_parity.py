@@ -45,6 +45,15 @@ def test_copies_of_sharded_networks(train: Train) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero1_small", "zero2_small", "zero3_small"])
+def test_limits_that_are_small_beside_the_network(train: Train, strategy: str) -> None:
+    """Gradients go in many buckets, for some of which one is too large; and stage 3 steps a group in several parts with a state each."""
+    one, two = train("mlm", "auto", 1, micro=8), train("mlm", strategy)
+    assert apart(one["state_dict"], two["state_dict"]) < TOLERANCE and structure(one) == structure(two)
+    assert apart(moments(one), moments(two)) < TOLERANCE
+
+
+@pytest.mark.slow
 def test_cut_layers_of_sharded_networks(train: Train) -> None:
     """Four ranks: two share each layer, two the data."""
     one, four = train("mlm", "auto", 1, micro=8), train("mlm", "fsdp_tp", 4)
