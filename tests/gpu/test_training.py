@@ -21,6 +21,7 @@ from lmlab.planning.prediction import predict
 from lmlab.session import RunConfig
 from lmlab.tokenizer import Tokenizer
 from lmlab.training import fit
+from tests.runs import taught_run
 from tests.runs.conftest import Place, place, start  # noqa: F401  a fixture
 from tests.strategies.conftest import PLAIN, apart, last
 
@@ -32,8 +33,20 @@ ONE, MANY, HALF = 1e-3, 1e-5, 2e-2
 """Weights may be so far apart after 20 steps: on other hardware; on as many of the same kind; in half precision."""
 
 
+SGD = {"optimizer": "sgd", "lr": 0.1}
+
+
+@pytest.fixture
+def taught(place: Place, monkeypatch: pytest.MonkeyPatch) -> Place:  # noqa: F811
+    """A place with a teacher, in which every process that is started trains students."""
+    trained(place, "clm", "auto", accelerator="cpu", name="guide")
+    monkeypatch.setenv("LMLAB_RUNS", str(place.folder / "runs"))
+    monkeypatch.setattr("tests.runs.conftest.SCRIPT", Path(taught_run.__file__))
+    return place
+
+
 def trained(place: Place, objective: str, strategy: str, ranks: int = 1, **given: Any) -> dict[str, torch.Tensor]:  # noqa: F811
-    name = "-".join(map(str, (objective, strategy, ranks, *given.values())))
+    name = given.pop("name", "-".join(map(str, (objective, strategy, ranks, *given.values()))))
     settings = {**PLAIN, "micro": 8 // ranks, "objective": objective, "strategy": strategy, "devices": ranks, "accelerator": "gpu", **given}
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
     if not (place.folder / "runs" / name).exists():
@@ -43,8 +56,18 @@ def trained(place: Place, objective: str, strategy: str, ranks: int = 1, **given
 
 @pytest.mark.parametrize("objective", ["clm", "mlm", "span_corruption", "nsp", "contrastive", "recurrent_lm", "multitask"])
 def test_a_gpu_trains_as_a_cpu(place: Place, objective: str) -> None:  # noqa: F811
-    sgd = {"optimizer": "sgd", "lr": 0.1}
-    assert apart(trained(place, objective, "auto", accelerator="cpu", **sgd), trained(place, objective, "auto", **sgd)) < ONE
+    assert apart(trained(place, objective, "auto", accelerator="cpu", **SGD), trained(place, objective, "auto", **SGD)) < ONE
+
+
+@pytest.mark.parametrize("objective", ["distillation", "on_policy"])
+def test_a_gpu_teaches_as_a_cpu(taught: Place, objective: str) -> None:
+    assert apart(trained(taught, objective, "auto", accelerator="cpu", **SGD), trained(taught, objective, "auto", **SGD)) < ONE
+
+
+@several
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2", "zero3"])
+def test_several_gpus_teach_as_one(taught: Place, strategy: str) -> None:
+    assert apart(trained(taught, "distillation", "auto", **SGD), trained(taught, "distillation", strategy, 2, **SGD)) < MANY
 
 
 @several

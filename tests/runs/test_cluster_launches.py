@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ class Job(Launch):
             (folder / name).chmod(0o755)
         slurm = {"JOB_ID": "4711", "JOB_NODELIST": "node[1]", "JOB_NUM_NODES": "1", "NTASKS": "1", "PROCID": "0"}
         variables = {f"SLURM_{k}": v for k, v in {**slurm, "RESTART_COUNT": str(restarts), "CPUS_PER_TASK": "2"}.items()}
-        self.environment = {**variables, "RANKS_PER_NODE": "2", "PATH": f"{folder}:{os.environ['PATH']}"}
+        python = Path(sys.executable).parent  # the script takes the `python` of the environment that is active
+        self.environment = {**variables, "RANKS_PER_NODE": "2", "PATH": f"{folder}:{python}:{os.environ['PATH']}"}
         super().__init__(config, *arguments)
 
     def command(self, arguments: tuple[str, ...], launcher: tuple[str, ...]) -> list[str]:
