@@ -20,6 +20,7 @@ NOISE = (
     "Restored all states from the checkpoint",
     "LOCAL_RANK:",
     "Initializing distributed:",
+    "SLURM auto-requeueing enabled",  # not while training: `Interruption`
     "distributed_backend=",
     "initializing deepspeed distributed",
 )

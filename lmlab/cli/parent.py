@@ -33,8 +33,8 @@ from lmlab.run.record import Record, now
 HOST = "localhost"
 LOOK_SECONDS = 0.1  # between two looks at the ranks
 REST_SECONDS = 3.0  # for the other ranks to leave by themselves after one has failed
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-UNHEARD = (-signal.SIGINT, -signal.SIGTERM)  # of ranks that did not listen to signals yet
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+UNHEARD = (-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1)  # of ranks that did not listen to signals yet
 SETTINGS_CODE = 2  # settings do not get better by trying again
 
 
@@ -104,6 +104,11 @@ class RankAgent(LocalElasticAgent):
         running = self._running()
         if running:
             self.is_asked_to_stop = True
+            print(
+                f"\nranks finish their step and save; the signal once more, or {self.stop_seconds:g} s, ends them",
+                file=sys.stderr,
+                flush=True,
+            )
             for process in running.values():
                 _signal(process.pid, death_sig if death_sig == signal.SIGINT else signal.SIGTERM)
             with suppress(SignalException):
@@ -248,6 +253,7 @@ def _environment(num_ranks: int) -> Iterator[None]:
     before = dict(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ[PARENT] = str(os.getpid())
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in SIGNALS)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // num_ranks)))
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)

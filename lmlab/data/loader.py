@@ -12,6 +12,7 @@ No step keeps state: the batch at position n is the same whatever the number of 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 TRAIN_ORDER, DROPOUT, WINDOW_DRAW = 0, 1, 11  # streams of randomness that must not meet
 EVAL_SEED = 0
 """Seed of the evaluation's corruption and pairs, the same in every run, so that runs can be compared."""
+
+
+ASKS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""Signals that ask a run to save and stop. Job scripts often choose SIGUSR1."""
 
 
 class Window(NamedTuple):
@@ -228,6 +233,7 @@ class WindowLoader:
             batch_sampler=collator.sampler(start),
             collate_fn=collator,
             num_workers=num_workers,
+            worker_init_fn=_stay if num_workers else None,
             # a generator of its own: otherwise the loader draws its base seed from the global stream and shifts dropout
             generator=torch.Generator().manual_seed(0),
         )
@@ -236,6 +242,16 @@ class WindowLoader:
         """Micro-batches, without end."""
         for window in self._windows:
             yield from window
+
+
+def _stay(worker: int) -> None:
+    """Lets a worker outlive what asks a run to stop and reaches each of its processes: the step is to be finished and saved first.
+
+    Not so a second SIGTERM, by which multiprocessing ends workers that have not left by themselves.
+    """
+    for number in ASKS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
 
 
 class EvalLoader:

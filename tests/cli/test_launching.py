@@ -226,6 +226,7 @@ def test_a_restart_says_why_and_may_end_well(place: Place, capsys: pytest.Captur
         (signal.SIGINT, 130),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 143, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_the_parent_lets_ranks_save(place: Place, number: signal.Signals, code: int) -> None:

@@ -111,18 +111,30 @@ def test_a_rank_that_hangs_is_found_by_the_timeout(place: Place, start: Start) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "launcher"), [(signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGTERM, TORCHRUN)])
+@pytest.mark.parametrize(
+    ("number", "launcher", "everyone"),
+    [
+        (signal.SIGTERM, (), False),
+        (signal.SIGINT, (), False),
+        (signal.SIGTERM, TORCHRUN, False),
+        (signal.SIGTERM, (), True),
+        (signal.SIGUSR1, (), True),
+        (signal.SIGTERM, TORCHRUN, True),
+    ],
+)
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_weights(
-    place: Place, start: Start, number: signal.Signals, launcher: tuple[str, ...]
+    place: Place, start: Start, number: signal.Signals, launcher: tuple[str, ...], everyone: bool
 ) -> None:
-    name = f"asked-{number.name}-{len(launcher)}"
+    """Of the parent alone, or of every process of the job, loader workers too, as SLURM and systemd send it."""
+    name = f"asked-{number.name}-{len(launcher)}-{everyone}"
     config = write_config(place, name, 40, pause=0.2)
     more = ("--resume", "auto", "--data.num_workers=2")
     first = start(config, *more, launcher=launcher)
     first.until_step(2)
-    os.kill(first.process.pid, number)
+    for pid in sorted(first.alive()) if everyone else [first.process.pid]:
+        os.kill(pid, number)
     code = first.wait()
-    assert code == (1 if launcher else 128 + number), first.printed()
+    assert code == (1 if launcher else 130 if number == signal.SIGINT else 143), first.printed()
     assert first.record().status == "interrupted"
     assert max(first.run().steps()) == first.record().spent["steps"] < 40
     again = start(config, *more, launcher=launcher)
