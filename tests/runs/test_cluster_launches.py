@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,29 @@ def test_a_preempted_job_saves_is_queued_again_and_goes_on(place: Place, jobs: l
     assert all(torch.equal(one[name], other[name]) for name in other)
     [run] = list_runs(again.root, again.name)
     assert Record.load(run.record_path).status == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["DDP", "FSDP", "ZeRO"])
+def test_two_machines_go_on_together_after_a_rank_of_one_was_killed(place: Place, jobs: list[Launch], strategy: str) -> None:
+    """Two launchers of one rank each, which know of each other by the rendezvous alone; and they train what two ranks of one machine do."""
+    name, trainer = f"machines-{strategy}", {"devices": "auto", "strategy": {"class_path": f"lmlab.strategies.{strategy}"}}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    machine = ("-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-id", name)
+    machine += ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}")
+    config = write_config(place, name, trainer=trainer, step=13, rank=1)
+    jobs.extend(Launch(config, "--resume", "auto", launcher=machine) for _ in range(2))
+    one, other = jobs
+    assert (one.wait(), other.wait()) == (0, 0), one.printed() + other.printed()
+    assert (one.printed() + other.printed()).count("going on with") == 1
+    jobs.append(straight := Launch(write_config(place, f"{name}-straight", trainer=trainer | {"devices": 2})))
+    assert straight.wait() == 0, straight.printed()
+    assert one.record().spent["steps"] == 20
+    weights, expected = one.weights(), straight.weights()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_a_failed_job_is_not_queued_again(tmp_path: Path) -> None:
