@@ -323,9 +323,8 @@ class Objective(Recorded, LightningModule, ABC):
     def _log_eval(self, stage: str) -> None:
         means = self._eval_tally.means(self._sum_over_ranks, self.summary)
         # the values are the same on all ranks; `sync_dist` only keeps Lightning from warning that they might not be
-        sync = self.trainer.world_size > 1
-        self.log("step", float(self.trainer.global_step), sync_dist=sync)
-        self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=sync)
+        self.log("step", float(self.trainer.global_step), sync_dist=True)
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()}, sync_dist=True)
 
     def _sum_over_ranks(self, value: Tensor) -> Tensor:
         return sum_over_data(self.trainer, value.to(self.device)) if self.trainer.world_size > 1 else value

@@ -36,7 +36,7 @@ class MuonWithAdamW(Optimizer):
         for group in groups:
             if group.get("update") not in HALVES:
                 raise ConfigError(f"a parameter group asks for the update {group.get('update')!r}", remedy="set it to 'muon' or 'adamw'")
-        # building a half writes its defaults into the groups, which are shared from then on
+        # which writes the defaults of a half into its groups
         self._halves = _build_halves(groups, {"muon": muon, "adamw": adamw})
         super().__init__(groups, {})
 
@@ -60,11 +60,14 @@ class MuonWithAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for update, half in self._halves.items():
-            # lent anew each time: loading, sharding and schedulers may have put others in their place
-            half.param_groups = [group for group in self.param_groups if group["update"] == update]
-            half.state = self.state
-            half.step()
+            self._step_half(half, [group for group in self.param_groups if group["update"] == update])
         return loss
+
+    def _step_half(self, half: Half, groups: list[dict[str, Any]]) -> None:
+        # lent anew each time: loading, sharding and schedulers may have put others in their place
+        half.param_groups = groups
+        half.state = self.state
+        half.step()
 
 
 def _build_halves(groups: list[dict[str, Any]], keywords: dict[str, dict[str, Any]]) -> dict[str, Half]:
@@ -72,5 +75,9 @@ def _build_halves(groups: list[dict[str, Any]], keywords: dict[str, dict[str, An
     for update, cls in HALVES.items():
         own = [group for group in groups if group["update"] == update]
         if own:
-            halves[update] = cls(cast(Any, own), **keywords.get(update, {}))
+            # without their parameters, for Muon looks at shapes, and ZeRO-3 leaves a rank nothing of a matrix's
+            bare: list[dict[str, Any]] = [{**group, "params": []} for group in own]
+            halves[update] = cls(cast(Any, bare), **keywords.get(update, {}))
+            for group, complete in zip(own, bare, strict=True):
+                group.update({**complete, "params": group["params"]})
     return halves

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lmlab.config import check_choices, require
 from lmlab.errors import ConfigError, nearest
+from lmlab.nn.sharded import full_shape
 from lmlab.optim.classes import PREFIX, arguments_of, class_named, load_class
 from lmlab.optim.groups import Entry, Kind, check_patterns, check_used, list_entries
 from lmlab.optim.muon import MuonWithAdamW
@@ -91,14 +92,6 @@ class OptimizerConfig:
         require(all(s > 0 for s in self.lr_scale.values()), self, "lr_scale", "multipliers are positive", "freeze parameters to stop them")
         check_patterns([*self.kinds, *self.lr_scale], f"{type(self).__name__}.kinds, .lr_scale")
         self._check_effect()
-
-    @property
-    def is_shape_aware(self) -> bool:
-        """Whether the update depends on a parameter's shape, so that flattened partitions (ZeRO, FSDP1) would change it.
-
-        Under FSDP2, which keeps shapes, muon is right (to the rounding of its bfloat16 iteration); Adafactor's step fails there.
-        """
-        return self.name == "muon" or class_named(self.name) in (torch.optim.Adafactor, torch.optim.Muon)
 
     def settings(self) -> dict[str, Any]:
         """The settings that are in force: `DEFAULTS`, and what was set over them."""
@@ -207,14 +200,15 @@ class OptimizerConfig:
 
 def _update(entry: Entry) -> str:
     """Which half of muon a parameter belongs to; stacks of matrices are AdamW's, because torch's Muon takes single ones."""
-    if entry.kind != "matrix" or entry.parameter.ndim > 2:
+    shape = full_shape(entry.parameter)
+    if entry.kind != "matrix" or len(shape) > 2:
         return "adamw"
-    if entry.parameter.ndim < 2:
+    if len(shape) < 2:
         raise ConfigError(
-            f"muon cannot orthogonalise '{entry.name}' of shape {tuple(entry.parameter.shape)}",
+            f"muon cannot orthogonalise '{entry.name}' of shape {tuple(shape)}",
             where="optimizer.kinds",
-            why="by its name it is a hidden matrix; it is not one, or the strategy has flattened it",
-            remedy=f"add `{entry.name}: vector` to optimizer.kinds, or take adamw with a strategy that flattens",
+            why="by its name it is a hidden matrix, and it is not one",
+            remedy=f"add `{entry.name}: vector` to optimizer.kinds",
         )
     return "muon"
 

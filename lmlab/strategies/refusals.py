@@ -157,11 +157,11 @@ REFUSALS = (
         _is_a(NGram),
     ),
     Refusal(
-        "Muon",
+        "torch.optim.Muon",
         ZEROS,
         "its step depends on the shape of a matrix, and DeepSpeed flattens parameters",
-        "use ddp or fsdp, or -c configs/optim/adamw.yaml",
-        _uses("muon"),
+        "set optimizer.name: muon, which puts matrices together",
+        lambda asked: asked.objective.optimizer_config.name == "torch.optim.Muon",
     ),
     Refusal(
         "Adafactor",

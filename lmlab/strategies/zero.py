@@ -29,8 +29,10 @@ from lmlab.errors import ConfigError
 from lmlab.nn.block import Block
 from lmlab.nn.building import after_each_block
 from lmlab.nn.sharded import full_shape
+from lmlab.optim import MuonWithAdamW
 from lmlab.strategies.zero_building import bring_along, take_apart
 from lmlab.strategies.zero_kernels import torch_groups, with_kernels
+from lmlab.strategies.zero_muon import FlatMuon
 from lmlab.strategies.zero_order import GradientOrder
 from lmlab.strategies.zero_state import read_optimizer, read_weights, write_optimizer, write_weights
 
@@ -137,9 +139,13 @@ class ZeRO(DeepSpeedStrategy):
         self._groups = [{**group, "params": []} for group in optimizer.param_groups]
         if self.kernels == "deepspeed":
             optimizer = with_kernels(optimizer, self.root_device if self.offload == "none" else torch.device("cpu"))
+        if isinstance(optimizer, MuonWithAdamW):
+            optimizer = FlatMuon(optimizer, self.root_device)
         trained = [p for p in model.parameters() if p.requires_grad]
         self._order = GradientOrder(trained, self.root_device) if self.stage > 1 else None
         engine, sharing = self._initialize(self.config, model, optimizer)
+        if isinstance(optimizer, FlatMuon):
+            optimizer.find(self.lightning_module, sharing, self._names)
         # Lightning has divided the loss by the accumulation already
         engine.backward = partial(engine.backward, scale_wrt_gas=False)
         return engine, sharing

@@ -72,7 +72,7 @@ def read_optimizer(module: nn.Module, optimizer: Any, names: list[list[str]], ke
     _link(optimizer)
     state: dict[str, dict[str, Any]] = {}
     parameters = dict(module.named_parameters())
-    for part, tile in _flat_parts(module, optimizer, names):
+    for part, tile in flat_parts(module, optimizer, names):
         own = optimizer.optimizer.state[part]
         split = [key for key, value in own.items() if isinstance(value, Tensor) and value.shape == part.shape]
         rest = {key: value if isinstance(value, Tensor) else torch.tensor(float(value)) for key, value in own.items() if key not in split}
@@ -99,7 +99,7 @@ def write_optimizer(module: nn.Module, optimizer: Any, state: Mapping[str, Any])
     from deepspeed.utils import safe_set_full_optimizer_state
 
     parameters = dict(module.named_parameters())
-    for part, tile in _flat_parts(module, optimizer, [group["params"] for group in state["param_groups"]]):
+    for part, tile in flat_parts(module, optimizer, [group["params"] for group in state["param_groups"]]):
         sample: Mapping[str, Any] = next((state["state"][name] for name in tile if name in state["state"]), {})
         own = optimizer.optimizer.state[part]
         for key, value in sample.items():
@@ -116,10 +116,15 @@ def write_optimizer(module: nn.Module, optimizer: Any, state: Mapping[str, Any])
         group.update({key: value for key, value in saved.items() if key in group and key != "params"})
 
 
-def _flat_parts(module: nn.Module, optimizer: Any, names: list[list[str]]) -> Iterator[tuple[Tensor, list[str]]]:
+def flat_parts(module: nn.Module, optimizer: Any, names: list[list[str]]) -> Iterator[tuple[Tensor, list[str]]]:
     """This rank's parts of parameters, laid out flat, which the inner optimizer steps one by one, with the names of those parameters.
 
     Stages 1 and 2 have one for each group. Stage 3 cuts a group of more than 10^9 elements on a rank (`sub_group_size`) into several.
+
+    Args:
+        module: What is trained.
+        optimizer: DeepSpeed's.
+        names: Of the parameters of each group.
     """
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
         return zip(optimizer.single_partition_of_fp32_groups, names, strict=True)

@@ -244,11 +244,6 @@ def test_config_is_a_value():
     }
 
 
-def test_shape_aware_optimizers_say_so():
-    aware = {name: OptimizerConfig(name=name, lr=0.1).is_shape_aware for name in [*NAMES, "torch.optim.Adafactor", "torch.optim.Muon"]}
-    assert {name for name, value in aware.items() if value} == {"muon", "adafactor", "torch.optim.Adafactor", "torch.optim.Muon"}
-
-
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_frozen_parameter_rests_until_it_has_a_gradient(name):
     model = network()

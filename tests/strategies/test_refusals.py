@@ -64,6 +64,7 @@ ALLOWED: list[Callable[[], Objective]] = [
     lambda: tasks(weighting=WeightingConfig(kind="dwa", period=2)),
     lambda: taught("hidden"),
     lambda: CLM(tokenizer(), optimizer=OptimizerConfig(name="sgd", lr=0.1)),
+    lambda: CLM(tokenizer(), optimizer=OptimizerConfig(name="muon")),
 ]
 """What goes with every strategy."""
 
@@ -82,7 +83,7 @@ EXAMPLES: dict[str, list[Callable[[], Objective]]] = {
     "T5 and ALiBi positions": [lambda: CLM(tokenizer(), BackboneConfig(position="alibi"))],
     "recurrent networks": [lambda: RecurrentLM(tokenizer(), RecurrentConfig())],
     "n-gram models": [lambda: NGram(tokenizer())],
-    "Muon": [lambda name=name: CLM(tokenizer(), optimizer=OptimizerConfig(name=name, lr=0.1)) for name in ("muon", "torch.optim.Muon")],
+    "torch.optim.Muon": [lambda: CLM(tokenizer(), optimizer=OptimizerConfig(name="torch.optim.Muon", lr=0.1))],
     "Adafactor": [lambda: CLM(tokenizer(), optimizer=OptimizerConfig(name="adafactor"))],
     "clipping gradients by value": [lambda: CLM(tokenizer())],
     "Compile": [lambda: CLM(tokenizer())],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,15 +25,17 @@ RESIZED = [("fsdp", 2, "auto", 1), ("auto", 1, "zero3", 2), ("fsdp", 2, "fsdp", 
 RESIZED += [("zero3_small", 2, "zero3_small", 4)]  # a network of which a rank holds billions is stepped in parts
 
 
-def goes_on(place: Place, train: Train, first: str, ranks: int, second: str, more: int) -> None:
+def goes_on(place: Place, train: Train, first: str, ranks: int, second: str, more: int, objective: str = "mlm", **settings: Any) -> None:
     """Stops half-way, goes on otherwise, and ends where one process ends that did all of it."""
-    whole = train("mlm", "auto", 1, micro=8, checkpoints=2, averaged=True)
-    half, end = place.folder / "halves" / f"{first}-{ranks}", place.folder / "resumed" / f"{first}-{ranks}-{second}-{more}"
-    given = {"micro": 2, "checkpoints": 2, "averaged": True, "log_every": 1, "name": "half"}
-    train("mlm", first, ranks, root=str(half), stop_at=PLAIN["steps"] // 2, **given)
+    settings = {"checkpoints": 2, "averaged": True, **settings}
+    whole = train(objective, "auto", 1, micro=8, **settings)
+    half = place.folder / "halves" / f"{objective}-{first}-{ranks}"
+    end = place.folder / "resumed" / f"{objective}-{first}-{ranks}-{second}-{more}"
+    given = {**settings, "micro": 2, "log_every": 1, "name": "half"}
+    train(objective, first, ranks, root=str(half), stop_at=PLAIN["steps"] // 2, **given)
     if not end.exists():  # several tables name this pair
         shutil.copytree(half, end)
-    last = train("mlm", second, more, root=str(end), resume="must", **given)
+    last = train(objective, second, more, root=str(end), resume="must", **given)
     assert last["global_step"] == PLAIN["steps"]
     assert apart(whole["state_dict"], last["state_dict"]) < TOLERANCE
     assert apart(whole["lmlab_average"]["averages"], last["lmlab_average"]["averages"]) < TOLERANCE
