@@ -17,7 +17,12 @@ NAMES = {"adamw": "AdamW", "muon": "Muon", "adafactor": "Adafactor", "lion": Non
 PREFIX = "torch.optim."
 """Where a class path may point."""
 
-UNFIT = {"LBFGS": "it takes no parameter groups and a closure it calls many times", "SparseAdam": "it takes sparse gradients only"}
+UNFIT = {
+    "LBFGS": "it takes no parameter groups and a closure it calls many times",
+    "SparseAdam": "it takes sparse gradients only",
+    "Muon": "it takes matrices only; `muon` gives it those, and AdamW the rest",
+}
+"""Classes of `torch.optim` that are not for a network as it is, and why."""
 
 
 def class_named(name: str) -> type[Optimizer] | None:
@@ -37,7 +42,7 @@ def class_named(name: str) -> type[Optimizer] | None:
     public = {n: c for n in dir(torch.optim) if inspect.isclass(c := getattr(torch.optim, n)) and issubclass(c, Optimizer)}
     is_path = name.startswith(PREFIX)
     key = name.removeprefix(PREFIX) if is_path else NAMES.get(name)
-    if key in public and key not in {"Optimizer", *UNFIT}:
+    if key in public and not (is_path and key in {"Optimizer", *UNFIT}):
         return public[key]
     choices = [PREFIX + n for n in public if n not in {"Optimizer", *UNFIT}] if is_path else list(NAMES)
     raise ConfigError(

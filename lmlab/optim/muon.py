@@ -9,6 +9,7 @@ import torch
 from torch.optim import AdamW, Muon, Optimizer
 
 from lmlab.errors import ConfigError
+from lmlab.nn.sharded import full_shape
 
 Half: TypeAlias = Muon | AdamW
 HALVES: dict[str, type[Half]] = {"muon": Muon, "adamw": AdamW}
@@ -36,6 +37,9 @@ class MuonWithAdamW(Optimizer):
         for group in groups:
             if group.get("update") not in HALVES:
                 raise ConfigError(f"a parameter group asks for the update {group.get('update')!r}", remedy="set it to 'muon' or 'adamw'")
+            if group["update"] == "muon" and any(len(full_shape(p)) != 2 for p in group["params"]):
+                what, remedy = f"the group '{group.get('name', 'muon')}' has a parameter that is no matrix", "give it to 'adamw'"
+                raise ConfigError(what, why="Muon orthogonalises matrices", remedy=remedy)
         # which writes the defaults of a half into its groups
         self._halves = _build_halves(groups, {"muon": muon, "adamw": adamw})
         super().__init__(groups, {})

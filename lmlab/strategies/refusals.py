@@ -157,13 +157,6 @@ REFUSALS = (
         _is_a(NGram),
     ),
     Refusal(
-        "torch.optim.Muon",
-        ZEROS,
-        "its step depends on the shape of a matrix, and DeepSpeed flattens parameters",
-        "set optimizer.name: muon, which puts matrices together",
-        lambda asked: asked.objective.optimizer_config.name == "torch.optim.Muon",
-    ),
-    Refusal(
         "Adafactor",
         ZEROS,
         "its step depends on the shape of a matrix, and DeepSpeed flattens parameters",

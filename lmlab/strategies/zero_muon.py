@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
-from lmlab.nn.sharded import full_shape
+from lmlab.nn.sharded import full_shape, is_partitioned
 from lmlab.optim.muon import Half, MuonWithAdamW
 from lmlab.strategies.zero_state import flat_parts
 
@@ -39,8 +39,8 @@ class FlatMuon(MuonWithAdamW):
     """`MuonWithAdamW` for parameters that a rank has flat parts of, with the same state: the moving average, laid out like the part.
 
     The average is taken element by element. What is to be orthogonalised is a whole matrix: ranks that have one do so, and those that
-    share one add up its pieces first. Stages 1 and 2 share one matrix at most between a rank and the next, and so divide the work; at
-    stage 3 each rank has a piece of each, and all do the same, as under FSDP.
+    share one add up its pieces first. In a group, stages 1 and 2 share one matrix at most between a rank and the next, and so divide the
+    work; at stage 3 each rank has a piece of each, and all do the same. It belongs to an engine, and cannot be copied.
 
     Args:
         optimizer: As one process would use it; groups are taken over.
@@ -51,7 +51,7 @@ class FlatMuon(MuonWithAdamW):
         """Takes the groups over; where pieces lie is known when an engine has been made."""
         super().__init__(optimizer.param_groups, muon={}, adamw={})
         self._device = device
-        self._pieces: dict[Tensor, list[Piece]] = {}
+        self._rounds: dict[Tensor, list[list[Piece]]] = {}
 
     def find(self, module: nn.Module, sharing: Any, names: list[list[str]]) -> None:
         """Finds the pieces. All ranks must ask, before the first step.
@@ -65,7 +65,10 @@ class FlatMuon(MuonWithAdamW):
         orthogonal = {name for group, own in zip(self.param_groups, names, strict=True) if group["update"] == "muon" for name in own}
         for part, tile in flat_parts(module, sharing, names):
             own = [parameters[name] for name in tile if name in orthogonal and parameters[name].requires_grad]
-            self._pieces[part] = self._with_splits(_pieces(own))
+            pieces = self._with_splits(_pieces(own))
+            # what is shared is exchanged before anything is computed, lest ranks wait for each other's work; at stage 3, where all work is
+            # the same, there is one matrix at a time instead
+            self._rounds[part] = [[piece] for piece in pieces] if any(map(is_partitioned, own)) else [pieces]
 
     def _with_splits(self, pieces: list[Piece]) -> list[Piece]:
         if not pieces:
@@ -84,21 +87,33 @@ class FlatMuon(MuonWithAdamW):
                 state = self.state[part]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(part)
-                state["momentum_buffer"].lerp_(part.grad, 1 - group["momentum"])
-                for piece in self._pieces[part]:
-                    self._step_piece(half, group, piece, part, state["momentum_buffer"])
+                average = state["momentum_buffer"].lerp_(part.grad, 1 - group["momentum"])
+                for pieces in self._rounds[part]:
+                    shared = [self._shared(group, piece, part.grad, average) for piece in pieces]
+                    for piece, values in zip(pieces, shared, strict=True):
+                        if piece.size:
+                            update = values if values is not None else self._update(group, piece, part.grad, average)
+                            self._step_piece(half, group, piece, part, update)
+        half.param_groups, half.state = [], defaultdict(dict)  # the last matrix need not stay
 
-    def _step_piece(self, half: Half, group: Mapping[str, Any], piece: Piece, part: Tensor, average: Tensor) -> None:
-        weights, gradient, average = (x.narrow(0, piece.place, piece.size) for x in (part, cast("Tensor", part.grad), average))
-        values = (gradient.lerp(average, group["momentum"]) if group["nesterov"] else average).to(self._device)
-        if piece.is_split:
-            values = _spread(values.to(EXCHANGED), piece)
-            distributed.all_reduce(values)
-        if not piece.size:
-            return
+    def _update(self, group: Mapping[str, Any], piece: Piece, gradient: Tensor, average: Tensor) -> Tensor:
+        """Of the rank's own piece, flat."""
+        gradient, average = (x.narrow(0, piece.place, piece.size) for x in (gradient, average))
+        return (gradient.lerp(average, group["momentum"]) if group["nesterov"] else average).to(self._device)
+
+    def _shared(self, group: Mapping[str, Any], piece: Piece, gradient: Tensor, average: Tensor) -> Tensor | None:
+        """Of the whole matrix, flat, if it is split and this rank has a piece; all ranks ask."""
+        if not piece.is_split:
+            return None
+        update = _spread(self._update(group, piece, gradient, average).to(EXCHANGED), piece)
+        distributed.all_reduce(update)
+        return update if piece.size else None
+
+    def _step_piece(self, half: Half, group: Mapping[str, Any], piece: Piece, part: Tensor, update: Tensor) -> None:
+        weights = part.narrow(0, piece.place, piece.size)
         # torch's Muon does the rest: of a matrix whose other elements are zero, with the average for its gradient
         matrix = _spread(weights.to(self._device), piece).view(piece.shape)
-        matrix.grad = values.to(matrix.dtype).view(piece.shape)
+        matrix.grad = update.to(matrix.dtype).view(piece.shape)
         half.param_groups, half.state = [{**group, "params": [matrix], "momentum": 0.0}], defaultdict(dict)
         half.step()
         weights.copy_(matrix.flatten().narrow(0, piece.first, piece.size))
@@ -109,7 +124,7 @@ def _pieces(parameters: Sequence[Any]) -> list[Piece]:
     pieces, end = [], 0
     for parameter in parameters:
         shape = full_shape(parameter)
-        if hasattr(parameter, "ds_tensor"):
+        if is_partitioned(parameter):
             # stage 3 cuts each parameter into parts of one size, of which the last ones may be beyond its end
             size = parameter.partition_numel()
             first = min(distributed.get_rank() * size, shape.numel())

@@ -147,3 +147,8 @@ def test_one_half_may_be_empty(missing):
 def test_a_group_must_name_its_update():
     with pytest.raises(ConfigError, match="update"):
         MuonWithAdamW([{"params": [nn.Parameter(torch.ones(2, 2))]}], muon={}, adamw={})
+
+
+def test_its_parameters_are_matrices():
+    with pytest.raises(ConfigError, match="no matrix"):
+        MuonWithAdamW([{"params": [nn.Parameter(torch.ones(2))], "update": "muon"}], muon={}, adamw={})

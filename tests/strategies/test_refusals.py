@@ -83,7 +83,6 @@ EXAMPLES: dict[str, list[Callable[[], Objective]]] = {
     "T5 and ALiBi positions": [lambda: CLM(tokenizer(), BackboneConfig(position="alibi"))],
     "recurrent networks": [lambda: RecurrentLM(tokenizer(), RecurrentConfig())],
     "n-gram models": [lambda: NGram(tokenizer())],
-    "torch.optim.Muon": [lambda: CLM(tokenizer(), optimizer=OptimizerConfig(name="torch.optim.Muon", lr=0.1))],
     "Adafactor": [lambda: CLM(tokenizer(), optimizer=OptimizerConfig(name="adafactor"))],
     "clipping gradients by value": [lambda: CLM(tokenizer())],
     "Compile": [lambda: CLM(tokenizer())],
